@@ -1,0 +1,30 @@
+"""Robust fine-tuning for JAX: keep fine-tuned weights near pre-trained ones.
+
+Each tensor is kept within a radius of its pre-trained value, and the radii are learned.
+"""
+
+from importlib.metadata import version
+
+# Methods, as optax transformations.
+from tpgm_jax._ball import AnchorState as AnchorState
+from tpgm_jax._ball import project_to_anchor as project_to_anchor
+from tpgm_jax._ftp import FTPState as FTPState
+from tpgm_jax._ftp import ftp as ftp
+from tpgm_jax._tpgm import TPGMState as TPGMState
+from tpgm_jax._tpgm import tpgm as tpgm
+
+# A method for models that are already fine-tuned.
+from tpgm_jax._posthoc import FittedRadii as FittedRadii  # isort: skip
+from tpgm_jax._posthoc import fit_radii as fit_radii  # isort: skip
+
+# What a state holds.
+from tpgm_jax._state import radii as radii  # isort: skip
+from tpgm_jax._state import set_anchor as set_anchor  # isort: skip
+
+# How tensors divide into groups and rows.
+from tpgm_jax._axes import Axes as Axes  # isort: skip
+
+# Parameters of the methods that are never schedules: for `optax.inject_hyperparams`.
+STATIC_ARGS = ("norm", "exclude", "axes")
+
+__version__ = version("tpgm-jax")

@@ -1,0 +1,94 @@
+"""The projection with a fixed radius: MARS-SP, and the l2 ball."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tpgm_jax import _anchor, _radii
+from tpgm_jax._axes import AxesSpec, layout
+from tpgm_jax._candidate import candidate
+from tpgm_jax._checks import check_norm, check_params, check_positive, check_trees
+from tpgm_jax._names import Exclude
+
+
+class AnchorState(NamedTuple):
+    """State of `project_to_anchor`.
+
+    Attributes:
+        step: updates made since `init` or `set_anchor`, int32 of shape `()`.
+        anchor: the parameters given to `init`; empty at leaves that are not constrained.
+    """
+
+    step: jax.typing.ArrayLike
+    anchor: optax.Params
+
+
+def project_to_anchor(
+    radius: optax.ScalarOrSchedule,
+    *,
+    norm: str = "mars",
+    exclude: Exclude | None = None,
+    axes: AxesSpec | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Keeps every parameter within a fixed distance of its value at `init`.
+
+    Writing `W` for a tensor, `W0` for its value at `init`, `u` for the incoming update and
+    `N` for the norm, the parameters after the step are the candidate pulled back to the
+    ball:
+
+        d  = W + u - W0,    n = N(d) + 1e-8
+        W' = W0 + min(1, radius / n) * d
+
+    Must be the last transformation in a chain: anything after it moves `W'` again.
+
+    Args:
+        radius: size of the ball, in units of `norm`. Positive. May be a schedule of the step.
+        norm: "mars", the L1 norm of each row, or "l2", the norm of the whole tensor.
+        exclude: leaves whose update passes untouched; as for `ftp`.
+        axes: which axes index rows and stacked layers; as for `ftp`.
+
+    Returns:
+        A transformation whose `update` needs `params`. Its state is an `AnchorState`.
+
+    Raises:
+        ValueError, TypeError: in the factory for arguments out of range, in `init` for
+            patterns that match nothing, in `update` for trees that do not fit.
+
+    Examples:
+        The first output unit may move 2, and would have moved 4; the second moves 1.
+
+        >>> import jax.numpy as jnp, tpgm_jax
+        >>> pretrained = jnp.zeros((2, 2))
+        >>> tx = tpgm_jax.project_to_anchor(2.0)
+        >>> step = jnp.array([[3.0, 0.5], [1.0, 0.5]])
+        >>> updates, _ = tx.update(step, tx.init(pretrained), pretrained)
+        >>> print(updates)
+        [[1.5 0.5]
+         [0.5 0.5]]
+
+    References:
+        Gouk et al., "Distance-Based Regularisation of Deep Networks for Fine-Tuning",
+        ICLR 2021, https://arxiv.org/abs/2002.08253
+    """
+    check_positive(radius, "radius")
+    check_norm(norm)
+
+    def init_fn(params: optax.Params) -> AnchorState:
+        anchor = _anchor.copied(params, layout(params, exclude, axes))
+        return AnchorState(step=jnp.zeros([], jnp.int32), anchor=anchor)
+
+    def update_fn(updates, state, params=None, **extra_args):
+        del extra_args
+        params = check_params(params, "project_to_anchor")
+        parts = layout(params, exclude, axes)
+        check_trees(updates, params, state.anchor, parts, "project_to_anchor")
+
+        now = radius(state.step) if callable(radius) else radius
+        radii = _radii.full(parts, now, _radii.radii_dtype(params, parts))
+        projected = candidate(updates, params, state.anchor, parts, norm).project(radii)
+        step = optax.safe_increment(state.step)
+        return projected, AnchorState(step, state.anchor)
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

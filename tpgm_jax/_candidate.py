@@ -1,0 +1,54 @@
+"""The projection of a whole tree: every constrained leaf to its own ball, at once."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tpgm_jax import _radii
+from tpgm_jax._axes import Layout
+from tpgm_jax._projection import EPSILON, displacement, norms, projected_update
+
+
+class Candidate(NamedTuple):
+    """Where the base optimizer would go, `W + u`, as seen from the anchor.
+
+    Attributes:
+        layout: which leaves are constrained, and how.
+        updates: the base optimizer's updates, the whole tree.
+        u: the constrained leaves of `updates`.
+        w: those of the parameters.
+        w0: those of the anchor.
+        d: their displacements, `(W - W0) + u`.
+        norms: `N(d)`, one for each row or each group.
+    """
+
+    layout: Layout
+    updates: optax.Updates
+    u: list[jax.Array]
+    w: list[jax.Array]
+    w0: list[jax.Array]
+    d: list[jax.Array]
+    norms: list[jax.Array]
+
+    def extremes(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+        """Smallest and largest norm among each group's rows, `[G]` both."""
+        return _radii.extremes(self.norms, self.layout, dtype)
+
+    def project(self, radii: jax.Array) -> optax.Updates:
+        """The updates that end at `W0 + min(1, r / n) * d`, with `radii` of shape `[G]`."""
+        n = [x + EPSILON for x in self.norms]
+        r = _radii.spread(radii, self.layout, self.w)
+        leaves = zip(self.u, self.w, self.w0, self.d, n, r, strict=True)
+        return self.layout.replace(self.updates, [projected_update(*leaf) for leaf in leaves])
+
+
+def candidate(
+    updates: optax.Updates, params: optax.Params, anchor: optax.Params, layout: Layout, norm: str
+) -> Candidate:
+    """Measures how far `params + updates` would lie from the anchor."""
+    u, w, w0 = (layout.select(tree) for tree in (updates, params, anchor))
+    d = [displacement(*leaf) for leaf in zip(w, u, w0, strict=True)]
+    size = [norms(*leaf, norm) for leaf in zip(d, layout.tensors, strict=True)]
+    return Candidate(layout, updates, u, w, w0, d, size)

@@ -1,0 +1,87 @@
+"""The projection that all methods share.
+
+Writing `W` for the parameters, `u` for the base optimizer's update, `W0` for the anchor
+and `r` for the radius, the step ends at
+
+    d  = (W - W0) + u                 the displacement of the candidate W + u
+    n  = N(d) + 1e-8                  one for each row ("mars") or each group ("l2")
+    W' = W0 + min(1, r / n) * d
+
+Everything here works on one leaf. Norms and radii have the leaf's rank, with size 1 along
+the axes that they reduce, and broadcast against it.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from tpgm_jax._axes import Tensor
+
+# Added to every norm that divides, as the published programs do: their traces need it, and
+# a row that has not moved then divides nothing by zero.
+EPSILON = 1e-8
+
+NORMS = ("mars", "l2")
+
+
+def wide_dtype(leaf: jax.Array) -> jnp.dtype:
+    """The dtype to compute in: float32 for half precision, whose 8 bits would round a
+    radius too, and the leaf's own otherwise."""
+    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+
+
+def displacement(params: jax.Array, update: jax.Array, anchor: jax.Array) -> jax.Array:
+    """`d = (W - W0) + u`, in the wide dtype.
+
+    In this order because `W` lies near `W0`: their difference is then exact, where
+    `(W + u) - W0` would first round `u` to the spacing of floats around `W`.
+    """
+    dtype = wide_dtype(params)
+    return (params.astype(dtype) - anchor.astype(dtype)) + update.astype(dtype)
+
+
+def norms(d: jax.Array, tensor: Tensor, norm: str) -> jax.Array:
+    """`N(d)`, of each row or of each group.
+
+        mars:  sum over the row of |d|
+        l2:    sqrt(sum over the group of d^2)
+
+    The gradient in `d` is finite at `d = 0`, where it is 0.
+
+    Args:
+        d: a leaf's displacement.
+        tensor: its rows and layers.
+        norm: "mars" or "l2".
+    """
+    if norm == "mars":
+        return jnp.sum(jnp.abs(d), axis=tensor.inputs, keepdims=True)
+    squares = jnp.sum(d * d, axis=tensor.inputs + tensor.rows, keepdims=True)
+    # The square root's slope at 0 is infinite, and infinity times 0 is NaN.
+    moved = squares > 0
+    return jnp.where(moved, jnp.sqrt(jnp.where(moved, squares, 1.0)), 0.0)
+
+
+def shrinkage(radius: jax.Array, n: jax.Array) -> jax.Array:
+    """`min(1, r / n)`, with the slope of `r / n` at the tie `r == n`.
+
+    The tie is common: in float32 it is where a radius sits that was clipped at its upper
+    bound. With a slope of 0, as `hardtanh` has it there, or of one half, as `jnp.minimum`
+    has, a radius that reached its bound under the l2 norm could hardly leave it again.
+    """
+    return jnp.where(radius > n, n, radius) / n
+
+
+def projected_update(
+    update: jax.Array,
+    params: jax.Array,
+    anchor: jax.Array,
+    d: jax.Array,
+    n: jax.Array,
+    radius: jax.Array,
+) -> jax.Array:
+    """The update that ends at `W0 + min(1, r / n) * d`, in the dtype of `params`.
+
+    Inside the ball that is `update` itself, bit for bit.
+    """
+    # `u - (1 - ratio) * d` is shorter, but cancels when `u` dwarfs the radius.
+    pulled = (anchor.astype(d.dtype) - params.astype(d.dtype)) + shrinkage(radius, n) * d
+    return jnp.where(radius > n, update.astype(d.dtype), pulled).astype(params.dtype)

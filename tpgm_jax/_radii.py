@@ -1,0 +1,86 @@
+"""The vector of radii: one for each group, start, learn, clip.
+
+Radii live in one vector `[G]`, in the order of the leaves and within a stacked leaf of its
+layers. It is float32 at least: half precision would swallow steps of 1e-2 on a radius
+of 4. Arithmetic with leaves happens on a list with one array for each constrained leaf,
+shaped to broadcast against it.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tpgm_jax._axes import Layout
+from tpgm_jax._projection import wide_dtype
+
+# No radius is smaller: at 0 the projection would forget the direction of the displacement.
+SMALLEST = 1e-8
+
+# The published step size of the radii, in units of the norm.
+LEARNING_RATE = 1e-2
+
+
+def radii_dtype(params: optax.Params, layout: Layout) -> jnp.dtype:
+    """float32, or the widest dtype among the constrained leaves where that is wider."""
+    pairs = zip(jax.tree.leaves(params), layout.leaves, strict=True)
+    return jnp.result_type(jnp.float32, *(wide_dtype(x) for x, t in pairs if t is not None))
+
+
+def full(layout: Layout, value: jax.typing.ArrayLike, dtype: jnp.dtype) -> jax.Array:
+    """`[G]` radii, all of the same `value`."""
+    return jnp.full(sum(tensor.groups for tensor in layout.tensors), value, dtype)
+
+
+def spread(radii: jax.Array, layout: Layout, leaves: Sequence[jax.Array]) -> list[jax.Array]:
+    """`[G]` to one array for each leaf, to broadcast against it in its wide dtype."""
+    arrays, start = [], 0
+    for tensor, leaf in zip(layout.tensors, leaves, strict=True):
+        radius = radii[start : start + tensor.groups].reshape(tensor.radius_shape)
+        arrays.append(radius.astype(wide_dtype(leaf)))
+        start += tensor.groups
+    return arrays
+
+
+def gather(arrays: Sequence[jax.Array], layout: Layout, dtype: jnp.dtype) -> jax.Array:
+    """One array for each leaf, of its `radius_shape`, to `[G]`: the inverse of `spread`."""
+    flat = [
+        array.reshape(tensor.groups).astype(dtype)
+        for array, tensor in zip(arrays, layout.tensors, strict=True)
+    ]
+    return jnp.concatenate(flat) if flat else jnp.zeros(0, dtype)
+
+
+def extremes(
+    norms: Sequence[jax.Array], layout: Layout, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    """Smallest and largest norm among each group's rows, `[G]` both."""
+    pairs = list(zip(norms, layout.tensors, strict=True))
+    smallest = [jnp.min(n, axis=t.rows, keepdims=True) for n, t in pairs]
+    largest = [jnp.max(n, axis=t.rows, keepdims=True) for n, t in pairs]
+    return gather(smallest, layout, dtype), gather(largest, layout, dtype)
+
+
+def clip(radii: jax.Array, largest: jax.Array) -> jax.Array:
+    """Radii between `SMALLEST` and the largest norm of their group's rows.
+
+    Beyond that norm a radius constrains nothing, and would be slow to come back.
+    """
+    return jnp.minimum(jnp.maximum(radii, SMALLEST), largest)
+
+
+def descend(
+    optimizer: optax.GradientTransformationExtraArgs,
+    gradient: jax.Array,
+    optimizer_state: optax.OptState,
+    radii: jax.Array,
+) -> tuple[jax.Array, optax.OptState]:
+    """One step of the radii's own optimizer."""
+    updates, optimizer_state = optimizer.update(gradient, optimizer_state, radii)
+    return jnp.asarray(optax.apply_updates(radii, updates)), optimizer_state
+
+
+def where_first(first: jax.Array, fresh: optax.OptState, state: optax.OptState) -> optax.OptState:
+    """`fresh` if this is the first update since `init` or `set_anchor`, else `state`."""
+    return jax.tree.map(lambda new, old: jnp.where(first, new, old), fresh, state)

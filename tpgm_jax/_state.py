@@ -1,0 +1,140 @@
+"""Reading and changing our states inside a user's optimizer state."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tpgm_jax import _anchor
+from tpgm_jax._ball import AnchorState
+from tpgm_jax._ftp import FTPState
+from tpgm_jax._names import closest, leaf_names
+from tpgm_jax._tpgm import TPGMState
+
+OURS = (FTPState, TPGMState, AnchorState)
+
+
+def radii(opt_state: optax.OptState, params: optax.Params) -> dict[str, float | list[float]]:
+    """The learned radius of every constrained tensor, by name.
+
+    For logging, outside `jax.jit`. Where several transformations of ours act on parts of
+    the model (`optax.partition`), their radii are merged.
+
+    Args:
+        opt_state: any state with an `FTPState` or a `TPGMState` somewhere in it.
+        params: the model's parameters; their numbers do not matter.
+
+    Returns:
+        Path to radius, in units of the transformation's norm, as Python floats; a list,
+        one for each layer, where a tensor stacks layers. Zero before the first update.
+
+    Raises:
+        ValueError: there is no state with radii in `opt_state`, or it is of another model,
+            or of several models at once.
+
+    Examples:
+        >>> import jax.numpy as jnp, optax, tpgm_jax
+        >>> params = {"head": {"kernel": jnp.ones((3, 2))}, "bias": jnp.ones(2)}
+        >>> tx = tpgm_jax.ftp(optax.adam(1e-3), exclude="head/.*")
+        >>> grads = params
+        >>> _, opt_state = tx.update(grads, tx.init(params), params)
+        >>> tpgm_jax.radii(opt_state, params)
+        {'bias': 9.99999993922529e-09}
+    """
+    known = leaf_names(params)
+    merged: dict[str, float | list[float]] = {}
+    states = [state for state in _ours(opt_state) if not isinstance(state, AnchorState)]
+    if not states:
+        raise ValueError(
+            "`opt_state` holds no state of `ftp` or `tpgm`, so there are no learned radii in "
+            "it: pass what `init` or `update` of the whole optimizer returned."
+        )
+    for state in states:
+        names = leaf_names(state.anchor)
+        # Through `leaves`, as `nnx.Optimizer` wraps each array of a state in a variable.
+        (values,), (layers,) = jax.tree.leaves(state.radii), jax.tree.leaves(state.layers)
+        if np.ndim(values) != 1:
+            raise ValueError(
+                f"`opt_state` holds radii of shape {np.shape(values)}, for several models at "
+                "once: pick one, `jax.tree.map(lambda x: x[i], opt_state)`."
+            )
+        for name in names:
+            if name not in known:
+                raise ValueError(
+                    f"`params` lacks {name!r}, which `opt_state` constrains; the closest it has: "
+                    f"{closest(name, known) or 'none'}. Pass the parameters that `init` saw."
+                )
+        pairs = [(x, int(n)) for x, n in zip(names, np.asarray(layers), strict=True) if n >= 0]
+        merged |= named([x for x, _ in pairs], [n for _, n in pairs], values)
+    return merged
+
+
+def named(
+    names: Sequence[str], layers: Sequence[int], values: Any
+) -> dict[str, float | list[float]]:
+    """A vector of radii by name: a float, or a list where `layers` is not 0."""
+    numbers, found, start = np.asarray(values).tolist(), {}, 0
+    for name, count in zip(names, layers, strict=True):
+        stop = start + max(count, 1)
+        found[name] = numbers[start:stop] if count else numbers[start]
+        start = stop
+    return found
+
+
+def set_anchor(
+    opt_state: optax.OptState, params: optax.Params, *, reset: bool = True
+) -> optax.OptState:
+    """Anchors the optimizer at other parameters.
+
+    For a checkpoint that is loaded after `init`, and for the next task of a continual run.
+    Where several transformations of ours act on parts of the model, all of them move.
+
+    Args:
+        opt_state: any state with one of ours somewhere in it.
+        params: the new anchor, which is copied; the parameters of the whole model.
+        reset: learn the radii anew. Step, radii, their optimizer and the displacement
+            start afresh, as after `init`; the base optimizer's state stays. Without it
+            only the anchor moves.
+
+    Returns:
+        The state with its anchors exchanged.
+
+    Raises:
+        ValueError: there is no state of ours in `opt_state`; a leaf of the old anchor is
+            missing from `params`, or has another shape.
+
+    Examples:
+        >>> import jax.numpy as jnp, optax, tpgm_jax
+        >>> tx = optax.chain(optax.clip(1.0), tpgm_jax.ftp(optax.adam(1e-3)))
+        >>> opt_state = tx.init({"kernel": jnp.zeros((3, 2))})
+        >>> checkpoint = {"kernel": jnp.ones((3, 2))}
+        >>> opt_state = tpgm_jax.set_anchor(opt_state, checkpoint)
+    """
+    if not _ours(opt_state):
+        raise ValueError(
+            "`opt_state` holds no state of this library, so there is no anchor to move: pass "
+            "what `init` or `update` of the whole optimizer returned."
+        )
+
+    def replace(node):
+        if not _is_ours(node):
+            return node
+        changes = {"anchor": _anchor.moved(node.anchor, params)}
+        if reset:
+            # At step 0 the next update starts the radii and their optimizer by itself.
+            zeroed = [x for x in ("step", "radii", "displacement") if x in node._fields]
+            changes |= {x: jax.tree.map(jnp.zeros_like, getattr(node, x)) for x in zeroed}
+        return node._replace(**changes)
+
+    return jax.tree.map(replace, opt_state, is_leaf=_is_ours)
+
+
+def _is_ours(node: Any) -> bool:
+    return isinstance(node, OURS)
+
+
+def _ours(opt_state: optax.OptState) -> list[Any]:
+    return [node for node in jax.tree.leaves(opt_state, is_leaf=_is_ours) if _is_ours(node)]

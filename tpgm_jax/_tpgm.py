@@ -1,0 +1,241 @@
+"""TPGM: learn the radii on held-out data, by gradient descent through the projection.
+
+A bi-level problem. The inner one is ordinary training, projected; the outer one asks for
+the radii at which the projected parameters do best on data that training does not see.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tpgm_jax import _anchor, _radii
+from tpgm_jax._axes import AxesSpec, layout
+from tpgm_jax._candidate import candidate
+from tpgm_jax._checks import check_count, check_norm, check_params, check_trees, with_extra_args
+from tpgm_jax._names import Exclude
+
+
+class TPGMState(NamedTuple):
+    """State of `tpgm`.
+
+    Attributes:
+        step: updates made since `init` or `set_anchor`, int32 of shape `()`.
+        base_state: state of the wrapped optimizer.
+        anchor: the parameters given to `init`; empty at leaves that are not constrained.
+        radii: `[G]`, one for each group, in units of `norm`; zeros until the first update.
+        radius_state: state of the optimizer of `radii`.
+        layers: int32, for each leaf how many layers it stacks; 0: it is not stacked;
+            -1: it is not constrained. For `tpgm_jax.radii`.
+    """
+
+    step: jax.typing.ArrayLike
+    base_state: optax.OptState
+    anchor: optax.Params
+    radii: jax.Array
+    radius_state: optax.OptState
+    layers: jax.Array
+
+
+def tpgm(
+    base_optimizer: optax.GradientTransformation,
+    *,
+    steps: int = 1,
+    every: int = 1,
+    radius_optimizer: optax.GradientTransformation | None = None,
+    norm: str = "mars",
+    exclude: Exclude | None = None,
+    axes: AxesSpec | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Wraps an optimizer to keep each tensor within a radius learned on held-out data.
+
+    Trainable Projected Gradient Method. Writing `W` for a tensor, `W0` for its value at
+    `init`, `u` for the base optimizer's update and `N` for the norm,
+
+        d = W + u - W0,    n = N(d) + 1e-8
+        first update:             r = min over rows of N(d) / 2
+        every `every`-th update, `steps` times:
+            r = clip(r, 1e-8, max over rows of N(d))
+            r = r - adam(d/dr value_fn(W0 + min(1, r / n) * d))
+        r  = clip(r, 1e-8, max over rows of N(d))
+        W' = W0 + min(1, r / n) * d
+
+    `update` takes one keyword more, `value_fn`: the loss on held-out data, in evaluation
+    mode, as a function of the parameters. Each radius step costs one forward and one
+    backward pass of it. A function that requires two arguments is called with the radius
+    step `i` as well, to choose a batch by:
+
+        tx.update(grads, state, params, value_fn=lambda params: loss(params, held_out))
+        tx.update(grads, state, params, value_fn=lambda params, i: loss(params, batches[i]))
+
+    Wrappers that drop extra arguments can not be used around it: `optax.MultiSteps` inside
+    `optax.chain`, `optax.lookahead`, `split_real_and_imaginary`, and linen's
+    `TrainState.apply_gradients`. Nothing may follow it in a chain, as that would move
+    `W'` again. The base optimizer is not handed `value_fn`, as its own line search may
+    want the training loss under that name.
+
+    Where this differs from the authors' program:
+
+    1. All state is in the optimizer state, so that a resumed run equals an uninterrupted one.
+    2. The base optimizer and the optimizer of the radii may be any of optax's.
+    3. `d` is summed as `(W - W0) + u`, which rounds less.
+
+    Args:
+        base_optimizer: any optax transformation.
+        steps: radius steps in a row.
+        every: updates between such rows; the others only clip and project.
+        radius_optimizer: any optax transformation; it updates the vector of radii by their
+            gradient. Default `optax.adam(1e-2)`, a step in units of `norm`.
+        norm: "mars", the L1 norm of each row, or "l2", the norm of the whole tensor.
+        exclude: leaves that get the base optimizer's update untouched; as for `ftp`.
+        axes: which axes index rows and stacked layers; as for `ftp`.
+
+    Returns:
+        A transformation whose `update` needs `params` and `value_fn`. Its state is a
+        `TPGMState`.
+
+    Raises:
+        ValueError, TypeError: in the factory for arguments out of range, in `init` for
+            patterns that match nothing, in `update` for trees that do not fit and for a
+            `value_fn` that is missing, not callable, or not scalar.
+
+    Examples:
+        Training pulls towards 2, held-out data towards 0.1:
+
+        >>> import jax, jax.numpy as jnp, optax, tpgm_jax
+        >>> pretrained = {"kernel": jnp.zeros((3, 2))}
+        >>> tx = tpgm_jax.tpgm(optax.sgd(0.1))
+        >>> def loss(params, target):
+        ...     return jnp.sum((params["kernel"] - target) ** 2)
+        >>> params, state = pretrained, tx.init(pretrained)
+        >>> for _ in range(200):
+        ...     grads = jax.grad(loss)(params, 2.0)
+        ...     updates, state = tx.update(
+        ...         grads, state, params, value_fn=lambda params: loss(params, 0.1))
+        ...     params = optax.apply_updates(params, updates)
+        >>> print(f"{params['kernel'].mean():.2f}")
+        0.10
+        >>> {name: round(r, 2) for name, r in tpgm_jax.radii(state, params).items()}
+        {'kernel': 0.3}
+
+    References:
+        Tian et al., "Trainable Projected Gradient Method for Robust Fine-tuning",
+        CVPR 2023, https://arxiv.org/abs/2303.10720
+    """
+    base = with_extra_args(base_optimizer, "base_optimizer")
+    if radius_optimizer is None:
+        radius_optimizer = optax.adam(_radii.LEARNING_RATE)
+    radius_base = with_extra_args(radius_optimizer, "radius_optimizer")
+    check_norm(norm)
+    check_count(steps, "steps")
+    check_count(every, "every")
+
+    def init_fn(params: optax.Params) -> TPGMState:
+        parts = layout(params, exclude, axes)
+        radii = _radii.full(parts, 0.0, _radii.radii_dtype(params, parts))
+        return TPGMState(
+            step=jnp.zeros([], jnp.int32),
+            base_state=base.init(params),
+            anchor=_anchor.copied(params, parts),
+            radii=radii,
+            radius_state=radius_base.init(radii),
+            layers=jnp.array(parts.layers, jnp.int32),
+        )
+
+    def update_fn(updates, state, params=None, *, value_fn=None, **extra_args):
+        params = check_params(params, "tpgm")
+        parts = layout(params, exclude, axes)
+        check_trees(updates, params, state.anchor, parts, "tpgm")
+        held_out_loss = _of_params_and_step(value_fn)
+
+        base_updates, base_state = base.update(updates, state.base_state, params, **extra_args)
+        step_to = candidate(base_updates, params, state.anchor, parts, norm)
+        smallest, largest = step_to.extremes(state.radii.dtype)
+
+        def value(radii, i):
+            return held_out_loss(optax.apply_updates(params, step_to.project(radii)), i)
+
+        def radius_step(i, carry):
+            radii, radius_state = carry
+            radii = _radii.clip(radii, largest)
+            gradient = jax.grad(value)(radii, i)
+            return _radii.descend(radius_base, gradient, radius_state, radii)
+
+        def learn(carry):
+            return jax.lax.fori_loop(0, steps, radius_step, carry)
+
+        first = state.step == 0
+        carry = (
+            jnp.where(first, smallest / 2, state.radii),
+            _radii.where_first(first, radius_base.init(state.radii), state.radius_state),
+        )
+        if isinstance(every, int) and every == 1:
+            radii, radius_state = learn(carry)
+        else:
+            radii, radius_state = jax.lax.cond(
+                state.step % every == 0, learn, lambda carry: carry, carry
+            )
+        radii = _radii.clip(radii, largest)
+
+        return step_to.project(radii), TPGMState(
+            step=optax.safe_increment(state.step),
+            base_state=base_state,
+            anchor=state.anchor,
+            radii=radii,
+            radius_state=radius_state,
+            layers=state.layers,
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _of_params_and_step(value_fn: Any) -> Callable[[optax.Params, jax.Array], jax.Array]:
+    """`value_fn` as a function of the parameters and the radius step, checked."""
+    if value_fn is None:
+        raise ValueError(
+            "`tpgm` learns its radii on held-out data, so `update` needs `value_fn`: call "
+            "`update(grads, state, params, value_fn=lambda params: held_out_loss(params))`. If "
+            "you did, a wrapper dropped it: `optax.MultiSteps` inside `optax.chain` (put it "
+            "outermost), `optax.lookahead`, `split_real_and_imaginary`, and linen's "
+            "`TrainState.apply_gradients` (call `tx.update` yourself) do."
+        )
+    if not callable(value_fn):
+        raise TypeError(
+            "`value_fn` must be a function of the parameters that returns the held-out loss; "
+            f"got {type(value_fn).__name__}."
+        )
+    takes_step = _required_arguments(value_fn) > 1
+
+    def held_out_loss(params, i):
+        return scalar(value_fn(params, i) if takes_step else value_fn(params))
+
+    return held_out_loss
+
+
+def _required_arguments(f: Callable[..., Any]) -> int:
+    """Positional arguments of `f` without a default."""
+    try:
+        parameters = inspect.signature(f).parameters.values()
+    except ValueError:  # some callables written in C do not say
+        return 1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is p.empty for p in parameters)
+
+
+def scalar(value: Any) -> jax.Array:
+    """What `value_fn` returned, in float32 at least, so that half precision does not
+    round its gradient away."""
+    if not hasattr(value, "shape") and not isinstance(value, int | float):
+        raise TypeError(
+            f"`value_fn` must return one number, the held-out loss; got {type(value).__name__}. "
+            "Return the loss alone, without auxiliary outputs."
+        )
+    if jnp.shape(value) != ():
+        raise ValueError(
+            "`value_fn` must return one number, the held-out loss; got an array of shape "
+            f"{jnp.shape(value)}. Take its mean."
+        )
+    return jnp.asarray(value, jnp.promote_types(jnp.result_type(value), jnp.float32))
