@@ -1,0 +1,34 @@
+"""What several test modules share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+
+@pytest.fixture
+def x64():
+    """Runs a test in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+def make_step(tx: optax.GradientTransformationExtraArgs, **extra: Any) -> Callable[..., Any]:
+    """A jitted step on given gradients."""
+
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params, **extra)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def random_tree(shapes: dict[str, tuple[int, ...]], seed: int, scale: float = 1.0, dtype=None):
+    """Normal numbers of the given standard deviation, by name."""
+    rng = np.random.default_rng(seed)
+    return {name: jnp.asarray(scale * rng.normal(size=s), dtype) for name, s in shapes.items()}

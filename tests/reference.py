@@ -1,0 +1,135 @@
+"""The methods once more, in NumPy float64 and plain loops, to compare with.
+
+Written from the equations, as directly as they can be: one tensor at a time, one row at
+a time, with no code shared with the package. A tensor's groups and rows are given as
+lists of index tuples, so that nothing depends on how axes are chosen.
+"""
+
+import itertools
+
+import numpy as np
+
+TINY = 1e-8
+
+
+def groups_and_rows(shape, rows, layers):
+    """A list of groups, each a list of rows, each a list of index tuples of `shape`."""
+    groups = {}
+    for index in itertools.product(*map(range, shape)):
+        layer = tuple(index[axis] for axis in layers)
+        row = tuple(index[axis] for axis in rows)
+        groups.setdefault(layer, {}).setdefault(row, []).append(index)
+    return [list(rows.values()) for rows in groups.values()]
+
+
+def norm_units(shape, rows, layers, norm):
+    """The index sets that share one norm: rows for "mars", whole groups for "l2"."""
+    groups = groups_and_rows(shape, rows, layers)
+    if norm == "l2":
+        return [[list(itertools.chain(*group))] for group in groups]
+    return groups
+
+
+def size(d, indices, norm):
+    if norm == "mars":
+        return sum(abs(d[index]) for index in indices) + TINY
+    return np.sqrt(sum(d[index] ** 2 for index in indices)) + TINY
+
+
+class Adam:
+    """Adam on one number."""
+
+    def __init__(self, learning_rate=1e-2, b1=0.9, b2=0.999, eps=1e-8):
+        self.learning_rate, self.b1, self.b2, self.eps = learning_rate, b1, b2, eps
+        self.m = self.v = 0.0
+        self.t = 0
+
+    def step(self, gradient):
+        self.t += 1
+        self.m = self.b1 * self.m + (1 - self.b1) * gradient
+        self.v = self.b2 * self.v + (1 - self.b2) * gradient**2
+        m = self.m / (1 - self.b1**self.t)
+        v = self.v / (1 - self.b2**self.t)
+        return self.learning_rate * m / (np.sqrt(v) + self.eps)
+
+
+def project(d, units, radii, norm):
+    """`min(1, r / n) * d`, group by group and row by row."""
+    projected = np.array(d)
+    for unit, radius in zip(units, radii, strict=True):
+        for row in unit:
+            ratio = min(1.0, radius / size(d, row, norm))
+            for index in row:
+                projected[index] = ratio * d[index]
+    return projected
+
+
+def clip(radius, d, unit, norm):
+    return min(max(radius, TINY), max(size(d, row, norm) for row in unit))
+
+
+class FTP:
+    """FTP on one tensor. `step` takes the gradient and the base optimizer's update."""
+
+    def __init__(self, anchor, units, norm="mars", k=1.0, initial=TINY, exact=False):
+        self.anchor, self.units, self.norm = np.array(anchor), units, norm
+        self.k, self.exact = k, exact
+        self.radii = [initial for _ in units]
+        self.adams = [Adam() for _ in units]
+        self.c = np.zeros_like(self.anchor)
+        self.t = 0
+
+    def step(self, params, gradient, update):
+        self.t += 1
+        c = params + update - self.anchor
+        for i, unit in enumerate(self.units):
+            h = 0.0
+            for row in unit:
+                n = size(self.c, row, self.norm)
+                if not (self.exact and self.radii[i] >= n):
+                    h += sum(gradient[index] * self.c[index] for index in row) / n
+            if h > 0:
+                h = self.k * h
+            move = self.adams[i].step(h if self.t > 1 else 0.0)
+            if self.t > 1:
+                self.radii[i] = clip(self.radii[i] - move, c, unit, self.norm)
+        self.c = c
+        return self.anchor + project(c, self.units, self.radii, self.norm)
+
+
+class TPGM:
+    """TPGM on one tensor, given the gradient of the held-out loss in the parameters."""
+
+    def __init__(self, anchor, units, norm="mars", steps=1, every=1):
+        self.anchor, self.units, self.norm = np.array(anchor), units, norm
+        self.steps, self.every = steps, every
+        self.radii = []
+        self.adams = [Adam() for _ in units]
+        self.t = 0
+
+    def step(self, params, update, held_out_gradient):
+        d = params + update - self.anchor
+        if self.t == 0:
+            self.radii = [min(size(d, row, self.norm) for row in unit) / 2 for unit in self.units]
+        if self.t % self.every == 0:
+            for i in range(self.steps):
+                self.radius_step(d, held_out_gradient, i)
+        self.t += 1
+        self.clip(d)
+        return self.anchor + project(d, self.units, self.radii, self.norm)
+
+    def clip(self, d):
+        pairs = zip(self.radii, self.units, strict=True)
+        self.radii = [clip(radius, d, unit, self.norm) for radius, unit in pairs]
+
+    def radius_step(self, d, held_out_gradient, i):
+        self.clip(d)
+        projected = project(d, self.units, self.radii, self.norm)
+        g = held_out_gradient(self.anchor + projected, i)
+        for j, unit in enumerate(self.units):
+            slope = 0.0
+            for row in unit:
+                n = size(d, row, self.norm)
+                if self.radii[j] < n:  # inside the ball the projection is constant in r
+                    slope += sum(g[index] * d[index] for index in row) / n
+            self.radii[j] -= self.adams[j].step(slope)
