@@ -1,0 +1,44 @@
+# Every target sets up what it needs: a virtual environment in .venv, with the package in it.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+export JAX_PLATFORMS ?=
+
+.PHONY: help demo test lint wheel bench clean
+
+help:
+	@echo "make demo   fine-tune on handwritten digits: a table and results/demo/figure.png"
+	@echo "            options: make demo ARGS='--fast --seed 1'"
+	@echo "make test   lint, types, tests, doctests, and the built wheel in an environment of its own"
+	@echo "make lint   ruff and pyright alone"
+	@echo "make bench  benchmarks"
+
+.venv/demo: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]'
+	touch $@
+
+.venv/test: .venv/demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+demo: .venv/demo
+	$(BIN)/python -m examples.digits $(ARGS)
+
+test: lint wheel
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+wheel: .venv/test
+	$(BIN)/python tests/check_wheel.py
+
+bench: .venv/test
+	for file in benchmarks/*.py; do $(BIN)/python $$file $(ARGS) || exit 1; done
+
+clean:
+	rm -rf .venv results dist build
