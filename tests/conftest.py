@@ -28,6 +28,11 @@ def make_step(tx: optax.GradientTransformationExtraArgs, **extra: Any) -> Callab
     return step
 
 
+def make_update(tx: optax.GradientTransformation) -> Callable[..., Any]:
+    """`tx.update`, jitted."""
+    return jax.jit(tx.update)
+
+
 def random_tree(shapes: dict[str, tuple[int, ...]], seed: int, scale: float = 1.0, dtype=None):
     """Normal numbers of the given standard deviation, by name."""
     rng = np.random.default_rng(seed)

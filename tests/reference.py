@@ -32,8 +32,8 @@ def norm_units(shape, rows, layers, norm):
 
 def size(d, indices, norm):
     if norm == "mars":
-        return sum(abs(d[index]) for index in indices) + TINY
-    return np.sqrt(sum(d[index] ** 2 for index in indices)) + TINY
+        return sum(abs(d[index]) for index in indices)
+    return np.sqrt(sum(d[index] ** 2 for index in indices))
 
 
 class Adam:
@@ -58,14 +58,18 @@ def project(d, units, radii, norm):
     projected = np.array(d)
     for unit, radius in zip(units, radii, strict=True):
         for row in unit:
-            ratio = min(1.0, radius / size(d, row, norm))
+            ratio = min(1.0, radius / (size(d, row, norm) + TINY))
             for index in row:
                 projected[index] = ratio * d[index]
     return projected
 
 
-def clip(radius, d, unit, norm):
-    return min(max(radius, TINY), max(size(d, row, norm) for row in unit))
+def largest(d, unit, norm):
+    return max(size(d, row, norm) for row in unit)
+
+
+def clip(radius, largest):
+    return min(max(radius, TINY), largest)
 
 
 class FTP:
@@ -85,14 +89,14 @@ class FTP:
         for i, unit in enumerate(self.units):
             h = 0.0
             for row in unit:
-                n = size(self.c, row, self.norm)
-                if not (self.exact and self.radii[i] >= n):
+                n = size(self.c, row, self.norm) + TINY
+                if not (self.exact and self.radii[i] > n):
                     h += sum(gradient[index] * self.c[index] for index in row) / n
             if h > 0:
                 h = self.k * h
             move = self.adams[i].step(h if self.t > 1 else 0.0)
             if self.t > 1:
-                self.radii[i] = clip(self.radii[i] - move, c, unit, self.norm)
+                self.radii[i] = clip(self.radii[i] - move, largest(c, unit, self.norm) + TINY)
         self.c = c
         return self.anchor + project(c, self.units, self.radii, self.norm)
 
@@ -120,7 +124,7 @@ class TPGM:
 
     def clip(self, d):
         pairs = zip(self.radii, self.units, strict=True)
-        self.radii = [clip(radius, d, unit, self.norm) for radius, unit in pairs]
+        self.radii = [clip(radius, largest(d, unit, self.norm)) for radius, unit in pairs]
 
     def radius_step(self, d, held_out_gradient, i):
         self.clip(d)
@@ -129,7 +133,7 @@ class TPGM:
         for j, unit in enumerate(self.units):
             slope = 0.0
             for row in unit:
-                n = size(d, row, self.norm)
-                if self.radii[j] < n:  # inside the ball the projection is constant in r
+                n = size(d, row, self.norm) + TINY
+                if self.radii[j] <= n:  # inside the ball the projection is constant in r
                     slope += sum(g[index] * d[index] for index in row) / n
             self.radii[j] -= self.adams[j].step(slope)

@@ -205,7 +205,7 @@ def _flax_rows(
             # A row needs inputs; without any the bias stacks layers that `axes` omits.
             if rows and len(rows) < len(rest):
                 return rows
-        if module.rpartition("/")[2] in ("query", "key", "value") and len(rest) > 2:
+        if module.rpartition("/")[2] in ("query", "key", "value") and len(rest) == 3:
             return rest[-2:]
     return rest[-1:]
 

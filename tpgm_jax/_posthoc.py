@@ -25,13 +25,13 @@ class FittedRadii(NamedTuple):
         losses: `[batches]`, the held-out loss before each radius step.
     """
 
-    params: optax.Params
-    radii: dict[str, float | list[float]]
+    params: Any
+    radii: dict[str, Any]
     losses: jax.Array
 
 
 def fit_radii(
-    value_fn: Callable[[optax.Params, Any], jax.Array],
+    value_fn: Callable[..., jax.typing.ArrayLike],
     params: optax.Params,
     anchor: optax.Params,
     batches: Iterable[Any],

@@ -17,7 +17,7 @@ from tpgm_jax._tpgm import TPGMState
 OURS = (FTPState, TPGMState, AnchorState)
 
 
-def radii(opt_state: optax.OptState, params: optax.Params) -> dict[str, float | list[float]]:
+def radii(opt_state: optax.OptState, params: optax.Params) -> dict[str, Any]:
     """The learned radius of every constrained tensor, by name.
 
     For logging, outside `jax.jit`. Where several transformations of ours act on parts of
@@ -45,7 +45,7 @@ def radii(opt_state: optax.OptState, params: optax.Params) -> dict[str, float | 
         {'bias': 9.99999993922529e-09}
     """
     known = leaf_names(params)
-    merged: dict[str, float | list[float]] = {}
+    merged: dict[str, Any] = {}
     states = [state for state in _ours(opt_state) if not isinstance(state, AnchorState)]
     if not states:
         raise ValueError(
@@ -72,9 +72,7 @@ def radii(opt_state: optax.OptState, params: optax.Params) -> dict[str, float | 
     return merged
 
 
-def named(
-    names: Sequence[str], layers: Sequence[int], values: Any
-) -> dict[str, float | list[float]]:
+def named(names: Sequence[str], layers: Sequence[int], values: Any) -> dict[str, Any]:
     """A vector of radii by name: a float, or a list where `layers` is not 0."""
     numbers, found, start = np.asarray(values).tolist(), {}, 0
     for name, count in zip(names, layers, strict=True):

@@ -110,12 +110,15 @@ def tpgm(
         >>> tx = tpgm_jax.tpgm(optax.sgd(0.1))
         >>> def loss(params, target):
         ...     return jnp.sum((params["kernel"] - target) ** 2)
-        >>> params, state = pretrained, tx.init(pretrained)
-        >>> for _ in range(200):
+        >>> @jax.jit
+        ... def step(params, state):
         ...     grads = jax.grad(loss)(params, 2.0)
         ...     updates, state = tx.update(
         ...         grads, state, params, value_fn=lambda params: loss(params, 0.1))
-        ...     params = optax.apply_updates(params, updates)
+        ...     return optax.apply_updates(params, updates), state
+        >>> params, state = pretrained, tx.init(pretrained)
+        >>> for _ in range(200):
+        ...     params, state = step(params, state)
         >>> print(f"{params['kernel'].mean():.2f}")
         0.10
         >>> {name: round(r, 2) for name, r in tpgm_jax.radii(state, params).items()}

@@ -1,0 +1,183 @@
+"""FTP beyond parity: its hyper-gradient, its first step, and what its options do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import make_step, make_update, random_tree
+
+import tpgm_jax
+from tpgm_jax._axes import layout
+from tpgm_jax._ftp import hyper_gradient
+from tpgm_jax._projection import EPSILON, norms, shrinkage
+
+SHAPES = {"bias": (4,), "dense": (3, 4), "layers": (2, 3, 4)}
+AXES = {"layers": tpgm_jax.Axes(layers=0)}
+
+
+def sizes(c, norm):
+    """`N(c)` of "bias", "dense" and each layer of "layers", in NumPy, row by row."""
+    tensors = [c["bias"][:, None], c["dense"], *c["layers"]]
+    if norm == "l2":
+        return [np.sqrt(np.sum(np.square(x), keepdims=True)) + 1e-8 for x in tensors]
+    return [np.sum(np.abs(x), axis=0, keepdims=True) + 1e-8 for x in tensors]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("norm", ["mars", "l2"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_hyper_gradient_equals_closed_form_and_central_differences(norm, exact):
+    g, c = random_tree(SHAPES, 0), random_tree(SHAPES, 1)
+    parts = layout(c, axes=AXES)
+    # Radii in the midst of the norms, so that some rows are inside the ball.
+    radii = jnp.array([2.0, 2.5, 2.5, 2.0])
+    h = hyper_gradient(parts.select(g), parts.select(c), radii, parts, norm, exact)
+
+    g, c = jax.tree.map(np.asarray, (g, c))
+    gs = [g["bias"][:, None], g["dense"], *g["layers"]]
+    cs = [c["bias"][:, None], c["dense"], *c["layers"]]
+    closed = []
+    for g_i, c_i, n_i, r in zip(gs, cs, sizes(c, norm), np.asarray(radii), strict=True):
+        axis = None if norm == "l2" else 0
+        slopes = np.sum(g_i * c_i, axis=axis, keepdims=True) / n_i
+        closed.append(np.sum(slopes[n_i >= r]) if exact else np.sum(slopes))
+    # A dozen float64 roundings of numbers of order 1.
+    np.testing.assert_allclose(h, closed, rtol=0, atol=1e-14)
+
+    def loss(r, g_i, c_i, n_i):
+        """The loss's linear model at the projected displacement."""
+        return np.sum(g_i * (np.minimum(r / n_i, 1.0) if exact else r / n_i) * c_i)
+
+    step = 1e-4
+    differences = [
+        (loss(r + step, *x) - loss(r - step, *x)) / (2 * step)
+        for r, *x in zip(np.asarray(radii), gs, cs, sizes(c, norm), strict=True)
+    ]
+    # The loss is linear in r on either side of each norm, so that only rounding is left: of
+    # numbers up to 10, 1e-15, over the step of 2e-4.
+    np.testing.assert_allclose(h, differences, rtol=0, atol=1e-10)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_hyper_gradient_is_the_derivative_of_the_loss_through_the_projection():
+    # A real loss of the projected weights: its gradient there, handed to FTP, must give the
+    # loss's own derivative in the radius (all rows outside the ball).
+    anchor, c, target = (random_tree({"w": (3, 4)}, seed)["w"] for seed in range(3))
+    parts = layout({"w": anchor})
+    n = norms(c, parts.tensors[0], "mars") + EPSILON
+
+    def loss(w):
+        return jnp.sum(jnp.sin(w - target) ** 2)
+
+    def projected(r):
+        return anchor + shrinkage(r, n) * c
+
+    radius = jnp.min(n) / 2
+    h = hyper_gradient([jax.grad(loss)(projected(radius))], [c], radius[None], parts, "mars", False)
+    np.testing.assert_allclose(h[0], jax.grad(lambda r: loss(projected(r)))(radius), rtol=1e-12)
+
+
+def test_the_first_update_ends_at_the_initial_radius_and_the_base_state_advances():
+    params = {"w": jnp.ones((2, 3))}
+    tx = tpgm_jax.ftp(optax.adam(1e-2), initial_radius=1e-3)
+    moved, state = make_step(tx)(params, tx.init(params), {"w": jnp.ones((2, 3))})
+    # Adam's first step is 1e-2 for every number, a row's norm 2e-2; the ball allows 1e-3.
+    np.testing.assert_allclose(moved["w"], 1 - 5e-4, rtol=0, atol=1.2e-7)  # two ulps of 1
+    assert tpgm_jax.radii(state, params) == {"w": pytest.approx(1e-3)}
+    assert optax.tree.get(state, "step") == 1
+    np.testing.assert_allclose(optax.tree.get(state, "base_state")[0].mu["w"], 0.1, rtol=1e-6)
+
+
+def pushed_back(k):
+    """The radius after 20 steps outwards, and after 20 more whose gradient points back.
+
+    Those move no weights themselves: their learning rate is 0.
+    """
+    params = {"w": jnp.zeros((4, 3))}
+    rate = optax.piecewise_constant_schedule(0.1, {20: 0.0})
+    tx = tpgm_jax.ftp(optax.sgd(rate), k=k)
+    step, state, furthest = make_step(tx), tx.init(params), 0.0
+    for t in range(40):
+        grads = {"w": jnp.full((4, 3), -1.0 if t < 20 else 1.0)}
+        params, state = step(params, state, grads)
+        if t == 19:
+            furthest = tpgm_jax.radii(state, params)["w"]
+    return furthest, tpgm_jax.radii(state, params)["w"]
+
+
+def test_k_says_how_far_a_radius_may_be_pushed_down():
+    (furthest, full), (same, none) = pushed_back(1.0), pushed_back(0.0)
+    assert furthest == same  # nothing pushes down on the way out
+    assert full < 0.7 * furthest
+    # Adam's momentum would carry the radius on, but for its bound: where the weights are.
+    # 20 projections onto it each round by an ulp or two.
+    assert none == pytest.approx(furthest, rel=20 * 2.4e-7)
+
+
+def test_k_may_be_a_schedule():
+    at_first, late = optax.constant_schedule(1.0), optax.piecewise_constant_schedule(1.0, {20: 0.0})
+    assert pushed_back(at_first) == pushed_back(1.0)
+    assert pushed_back(late) == pushed_back(0.0)
+
+
+def test_any_optimizer_may_move_the_radii():
+    # Plain gradient descent: r_t = r_{t-1} - 0.1 h. With g = -1 and c > 0 each row's slope is
+    # -1 in the L1 norm, two rows give h = -2, and two steps 0.4; the first step has no h.
+    params = {"w": jnp.zeros((3, 2))}
+    tx = tpgm_jax.ftp(optax.sgd(1.0), radius_optimizer=optax.sgd(0.1))
+    step, state = make_step(tx), tx.init(params)
+    for _ in range(3):
+        params, state = step(params, state, {"w": jnp.full((3, 2), -1.0)})
+    np.testing.assert_allclose(tpgm_jax.radii(state, params)["w"], 0.4, rtol=1e-6)
+
+
+def test_a_radius_is_bounded_by_the_largest_norm():
+    params = {"w": jnp.zeros((3, 2))}
+    tx = tpgm_jax.ftp(optax.sgd(0.001), radius_optimizer=optax.sgd(100.0))
+    step, state = make_step(tx), tx.init(params)
+    grads = {"w": jnp.array([[-1.0, -3.0]] * 3)}
+    for _ in range(2):
+        params, state = step(params, state, grads)
+    # The second column moves three times 0.003 a step; its first step went nowhere.
+    np.testing.assert_allclose(tpgm_jax.radii(state, params)["w"], 0.009, rtol=1e-5)
+
+
+def test_excluded_leaves_get_the_base_update_bit_for_bit():
+    params = random_tree(SHAPES, 0, dtype=jnp.float32)
+    base = optax.adamw(1e-2)
+    tx = tpgm_jax.ftp(base, exclude="bias")
+    state, plain = tx.init(params), base.init(params)
+    for t in range(3):
+        grads = random_tree(SHAPES, 10 + t, dtype=jnp.float32)
+        updates, state = make_update(tx)(grads, state, params)
+        expected, plain = make_update(base)(grads, plain, params)
+        np.testing.assert_array_equal(updates["bias"], expected["bias"])
+        assert not np.array_equal(updates["dense"], expected["dense"])
+    assert optax.tree.get(state, "anchor")["bias"].size == 0
+    assert optax.tree.get(state, "displacement")["bias"].size == 0
+
+
+def test_stacked_layers_equal_the_same_layers_apart():
+    stacked = random_tree({"layers": (3, 4, 5)}, 0, dtype=jnp.float32)
+    tx = tpgm_jax.ftp(optax.adam(1e-2), axes={"layers": tpgm_jax.Axes(layers=0)})
+    apart_tx = tpgm_jax.ftp(optax.adam(1e-2))
+
+    def split(tree):
+        return {f"layer_{i}": x for i, x in enumerate(tree["layers"])}
+
+    apart = split(stacked)
+    state, apart_state = tx.init(stacked), apart_tx.init(apart)
+    step, apart_step = make_step(tx), make_step(apart_tx)
+    for t in range(10):
+        grads = random_tree({"layers": (3, 4, 5)}, 10 + t, dtype=jnp.float32)
+        stacked, state = step(stacked, state, grads)
+        apart, apart_state = apart_step(apart, apart_state, split(grads))
+    for name, layer in split(stacked).items():
+        # Sums of 4 numbers below 1, in another order perhaps: an ulp or two of 1 a step.
+        np.testing.assert_allclose(layer, apart[name], rtol=0, atol=10 * 2.4e-7)
+    np.testing.assert_allclose(
+        tpgm_jax.radii(state, stacked)["layers"],
+        list(tpgm_jax.radii(apart_state, apart).values()),
+        rtol=1e-5,
+    )

@@ -1,0 +1,175 @@
+"""The methods against their NumPy float64 loops, on random trees of rank 0 to 5."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+from conftest import make_step, random_tree
+
+import tpgm_jax
+from tpgm_jax import Axes
+
+# Name: shape, row axes, layer axes. The first six follow the defaults, the others are declared.
+TENSORS = {
+    "gain": ((), (), ()),
+    "bias": ((4,), (), ()),
+    "dense": ((3, 4), (1,), ()),
+    "conv1d": ((2, 3, 4), (2,), ()),
+    "conv2d": ((2, 2, 3, 4), (3,), ()),
+    "conv3d": ((2, 1, 2, 3, 4), (4,), ()),
+    "torch_dense": ((4, 3), (0,), ()),
+    "heads": ((5, 2, 3), (1, 2), ()),
+    "one_row": ((3, 4), (), ()),
+    "scanned": ((3, 2, 4), (2,), (0,)),
+    "scanned_bias": ((3, 4), (), (0,)),
+    "scanned_inside": ((2, 3, 4), (2,), (1,)),
+    "scanned_twice": ((2, 3, 2, 4), (3,), (0, 1)),
+}
+AXES = {
+    "torch_dense": Axes(rows=0),
+    "heads": Axes(rows=(-2, -1)),
+    "one_row": Axes(rows=()),
+    "scanned|scanned_bias": Axes(layers=0),
+    "scanned_inside": Axes(layers=1),
+    "scanned_twice": Axes(layers=(0, 1)),
+}
+SHAPES = {name: shape for name, (shape, _, _) in TENSORS.items()}
+STEPS = 16
+
+# A few hundred float64 roundings, 1e-16 each, of numbers up to 10.
+TOLERANCE = 1e-12
+
+each_norm = pytest.mark.parametrize("norm", ["mars", "l2"])
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def units(name, norm):
+    shape, rows, layers = TENSORS[name]
+    return reference.norm_units(shape, rows, layers, norm)
+
+
+def numpy_tree(tree):
+    return {name: np.asarray(x) for name, x in tree.items()}
+
+
+def gradients():
+    """Gradients that first pull one way, and then back, so that radii grow and shrink."""
+    pull = random_tree(SHAPES, seed=1)
+    noise = [random_tree(SHAPES, seed=10 + t, scale=0.5) for t in range(STEPS)]
+    signs = [1 if t < STEPS // 2 else -1 for t in range(STEPS)]
+    return [
+        {name: sign * pull[name] + x[name] for name in SHAPES}
+        for sign, x in zip(signs, noise, strict=True)
+    ]
+
+
+def assert_close(received, expected):
+    for name in expected:
+        np.testing.assert_allclose(
+            received[name], expected[name], rtol=0, atol=TOLERANCE, err_msg=name
+        )
+
+
+def radii_of(state, params):
+    """Name to a list of radii, whether or not the tensor stacks layers."""
+    return {name: np.atleast_1d(r) for name, r in tpgm_jax.radii(state, params).items()}
+
+
+@each_norm
+@pytest.mark.parametrize(("k", "exact"), [(1.0, False), (0.3, False), (0.0, False), (1.0, True)])
+def test_ftp_equals_its_loops(norm, k, exact):
+    anchor = random_tree(SHAPES, seed=0)
+    tx = tpgm_jax.ftp(optax.sgd(0.05), k=k, norm=norm, axes=AXES, exact_gradient=exact)
+    step, params, state = make_step(tx), anchor, tx.init(anchor)
+    loops = {
+        name: reference.FTP(anchor[name], units(name, norm), norm, k=k, exact=exact)
+        for name in SHAPES
+    }
+    expected = numpy_tree(anchor)
+    for grads in gradients():
+        params, state = step(params, state, grads)
+        for name, g in numpy_tree(grads).items():
+            expected[name] = loops[name].step(expected[name], g, -0.05 * g)
+        assert_close(params, expected)
+        assert_close(radii_of(state, params), {name: loops[name].radii for name in SHAPES})
+
+
+@each_norm
+@pytest.mark.parametrize(("steps", "every"), [(1, 1), (3, 4)])
+def test_tpgm_equals_its_loops(norm, steps, every):
+    anchor = random_tree(SHAPES, seed=0)
+    targets = [random_tree(SHAPES, seed=100 + i, scale=2.0) for i in range(steps)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *targets)
+
+    def value_fn(params, i):
+        return sum(0.5 * jnp.sum((params[name] - stacked[name][i]) ** 2) for name in SHAPES)
+
+    tx = tpgm_jax.tpgm(optax.sgd(0.05), steps=steps, every=every, norm=norm, axes=AXES)
+    step, params, state = make_step(tx, value_fn=value_fn), anchor, tx.init(anchor)
+    loops = {
+        name: reference.TPGM(anchor[name], units(name, norm), norm, steps, every) for name in SHAPES
+    }
+    expected = numpy_tree(anchor)
+    for grads in gradients():
+        params, state = step(params, state, grads)
+        for name, g in numpy_tree(grads).items():
+
+            def held_out_gradient(projected, i, name=name):
+                return projected - np.asarray(targets[i][name])
+
+            expected[name] = loops[name].step(expected[name], -0.05 * g, held_out_gradient)
+        assert_close(params, expected)
+        assert_close(radii_of(state, params), {name: loops[name].radii for name in SHAPES})
+
+
+@each_norm
+def test_fit_radii_equals_its_loops(norm):
+    anchor, params = random_tree(SHAPES, seed=0), random_tree(SHAPES, seed=1)
+    targets = [random_tree(SHAPES, seed=100 + i) for i in range(STEPS)]
+
+    def value_fn(params, target):
+        return sum(0.5 * jnp.sum((params[name] - target[name]) ** 2) for name in SHAPES)
+
+    fitted = tpgm_jax.fit_radii(value_fn, params, anchor, targets, norm=norm, axes=AXES)
+    for name in SHAPES:
+        loop = reference.TPGM(anchor[name], units(name, norm), norm, steps=STEPS)
+        expected = loop.step(
+            np.asarray(params[name]),
+            0.0,
+            lambda projected, i, name=name: projected - np.asarray(targets[i][name]),
+        )
+        np.testing.assert_allclose(fitted.params[name], expected, rtol=0, atol=TOLERANCE)
+        radii = np.atleast_1d(fitted.radii[name])
+        np.testing.assert_allclose(radii, loop.radii, rtol=0, atol=TOLERANCE)
+
+
+@each_norm
+def test_a_fixed_radius_equals_its_loops(norm):
+    anchor, update = random_tree(SHAPES, seed=0), random_tree(SHAPES, seed=1)
+    tx = tpgm_jax.project_to_anchor(1.5, norm=norm, axes=AXES)
+    params, _ = make_step(tx)(anchor, tx.init(anchor), update)
+    for name in SHAPES:
+        radii = [1.5 for _ in units(name, norm)]
+        expected = reference.project(np.asarray(update[name]), units(name, norm), radii, norm)
+        moved = np.asarray(params[name]) - np.asarray(anchor[name])
+        np.testing.assert_allclose(moved, expected, rtol=0, atol=TOLERANCE, err_msg=name)
+
+
+def test_float32_follows_the_float64_loops():
+    anchor = random_tree(SHAPES, seed=0, dtype=jnp.float32)
+    tx = tpgm_jax.ftp(optax.sgd(0.05), axes=AXES)
+    step, params, state = make_step(tx), anchor, tx.init(anchor)
+    loops = {name: reference.FTP(anchor[name], units(name, "mars")) for name in SHAPES}
+    expected = numpy_tree(anchor)
+    for grads in gradients():
+        rounded = {name: g.astype(jnp.float32) for name, g in grads.items()}
+        params, state = step(params, state, rounded)
+        for name, g in numpy_tree(rounded).items():
+            expected[name] = loops[name].step(expected[name], g, -0.05 * g)
+    for name in SHAPES:
+        assert params[name].dtype == jnp.float32
+        # 16 steps each round a parameter below 4 by half a spacing, 1.2e-7 at the most, and
+        # the radii that steer it likewise, through sums of up to 24 numbers.
+        np.testing.assert_allclose(params[name], expected[name], rtol=0, atol=16 * 3 * 2.4e-7)

@@ -1,0 +1,163 @@
+"""Reading radii, moving anchors, and resuming."""
+
+import pickle
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import make_step, random_tree
+
+import tpgm_jax
+
+SHAPES = {"bias": (4,), "dense": (3, 4), "head": (4, 2), "layers": (2, 3, 4)}
+OPTIONS = {"exclude": "head", "axes": {"layers": tpgm_jax.Axes(layers=0)}}
+
+
+def loss(params):
+    return sum(jnp.sum((x - 1) ** 2) for x in params.values())
+
+
+# Untyped, as optax types a state no closer than as a tree.
+set_anchor: Any = tpgm_jax.set_anchor
+
+ADAM = optax.adam(1e-2)
+TRANSFORMS = {
+    "ftp": lambda base=ADAM: tpgm_jax.ftp(base, **OPTIONS),
+    "tpgm": lambda base=ADAM: tpgm_jax.tpgm(base, every=3, steps=2, **OPTIONS),
+    "project_to_anchor": lambda base=ADAM: optax.chain(
+        base, tpgm_jax.project_to_anchor(0.05, **OPTIONS)
+    ),
+}
+each_transform = pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS)
+
+
+def grads_at(t):
+    return random_tree(SHAPES, seed=100 + t, dtype=jnp.float32)
+
+
+def run(tx, params, state, start, stop) -> Any:
+    step = make_step(tx, value_fn=loss)
+    for t in range(start, stop):
+        params, state = step(params, state, grads_at(t))
+    return params, state
+
+
+def assert_equal(tree, other):
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+@each_transform
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make):
+    anchor = random_tree(SHAPES, 0, dtype=jnp.float32)
+    tx = make()
+    step, another_process = make_step(tx, value_fn=loss), make_step(make(), value_fn=loss)
+    uninterrupted = [(anchor, tx.init(anchor))]
+    for t in range(8):
+        uninterrupted.append(step(*uninterrupted[t], grads_at(t)))
+    for stop in (1, 4, 5):
+        saved = pickle.dumps(jax.tree.map(np.asarray, uninterrupted[stop]))
+        resumed = pickle.loads(saved)
+        for t in range(stop, 8):
+            resumed = another_process(*resumed, grads_at(t))
+        assert_equal(resumed, uninterrupted[8])
+
+
+@each_transform
+def test_set_anchor_on_a_fresh_state_equals_init(make):
+    before, anchor = (random_tree(SHAPES, seed, dtype=jnp.float32) for seed in (0, 1))
+    tx = make()
+    moved = set_anchor(tx.init(before), anchor)
+    assert_equal(moved, tx.init(anchor))
+    assert jax.tree.structure(moved) == jax.tree.structure(tx.init(anchor))
+
+
+@each_transform
+def test_set_anchor_with_reset_starts_all_but_the_base_optimizer_afresh(make):
+    anchor, task = (random_tree(SHAPES, seed, dtype=jnp.float32) for seed in (0, 1))
+    # A base optimizer without state: then a run on the next task differs in nothing from a
+    # new one, though the state has seen five steps of another.
+    tx = make(optax.sgd(1e-2))
+    _, state = run(tx, anchor, tx.init(anchor), 0, 5)
+    again = run(tx, task, set_anchor(state, task), 5, 9)
+    assert_equal(again, run(tx, task, tx.init(task), 5, 9))
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_set_anchor_keeps_the_base_optimizers_state(reset):
+    anchor, task = (random_tree(SHAPES, seed, dtype=jnp.float32) for seed in (0, 1))
+    tx = TRANSFORMS["ftp"]()
+    _, state = run(tx, anchor, tx.init(anchor), 0, 5)
+    moved = set_anchor(state, task, reset=reset)
+    assert_equal(moved.base_state, state.base_state)
+
+
+def test_set_anchor_without_reset_moves_the_anchor_alone():
+    anchor, task = (random_tree(SHAPES, seed, dtype=jnp.float32) for seed in (0, 1))
+    tx = TRANSFORMS["ftp"]()
+    _, state = run(tx, anchor, tx.init(anchor), 0, 5)
+    moved = set_anchor(state, task, reset=False)
+    assert_equal(moved._replace(anchor=state.anchor), state)
+    for name in ("bias", "dense", "layers"):
+        np.testing.assert_array_equal(moved.anchor[name], task[name])
+    assert moved.anchor["head"].size == 0
+
+
+def test_set_anchor_copies():
+    params = {"w": jnp.ones(3)}
+    state = set_anchor(tpgm_jax.ftp(optax.sgd(0.1)).init(params), params)
+    # Donating the parameters deletes their buffer, and must not take the anchor along.
+    jax.jit(lambda params: params["w"] + 1, donate_argnums=0)(params)
+    np.testing.assert_array_equal(state.anchor["w"], 1.0)
+
+
+def test_set_anchor_works_under_jit():
+    params = {"w": jnp.ones(3)}
+    tx = tpgm_jax.ftp(optax.sgd(0.1))
+    assert_equal(jax.jit(set_anchor)(tx.init({"w": jnp.zeros(3)}), params), tx.init(params))
+
+
+def test_radii_are_python_floats_and_lists_by_name():
+    anchor = random_tree(SHAPES, 0, dtype=jnp.float32)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), TRANSFORMS["ftp"]())
+    params, state = run(tx, anchor, tx.init(anchor), 0, 3)
+    found = tpgm_jax.radii(state, params)
+    assert list(found) == ["bias", "dense", "layers"]
+    assert isinstance(found["bias"], float)
+    assert isinstance(found["layers"], list)
+    assert len(found["layers"]) == 2
+    flat = [found["bias"], found["dense"], *found["layers"]]
+    np.testing.assert_array_equal(optax.tree.get(state, "radii"), np.array(flat, np.float32))
+
+
+def test_a_stack_of_one_layer_is_still_a_list():
+    params = {"layers": jnp.ones((1, 3, 4))}
+    tx = tpgm_jax.ftp(optax.sgd(0.1), axes={"layers": tpgm_jax.Axes(layers=0)})
+    assert tpgm_jax.radii(tx.init(params), params) == {"layers": [0.0]}
+
+
+def parted():
+    """Two of ours under `optax.partition`, and a plain optimizer for the head."""
+    return optax.partition(
+        {
+            "slow": tpgm_jax.ftp(optax.sgd(0.1)),
+            "fast": tpgm_jax.ftp(optax.sgd(0.2), norm="l2"),
+            "free": optax.sgd(0.1),
+        },
+        {"bias": "slow", "dense": "fast", "head": "free", "layers": "slow"},
+    )
+
+
+def test_radii_merges_the_parts_of_a_partition():
+    anchor = random_tree(SHAPES, 0, dtype=jnp.float32)
+    tx = parted()
+    params, state = run(tx, anchor, tx.init(anchor), 0, 1)
+    assert set(tpgm_jax.radii(state, params)) == {"bias", "dense", "layers"}
+
+
+def test_set_anchor_moves_the_parts_of_a_partition():
+    before, anchor = (random_tree(SHAPES, seed, dtype=jnp.float32) for seed in (0, 1))
+    tx = parted()
+    assert_equal(set_anchor(tx.init(before), anchor), tx.init(anchor))

@@ -1,0 +1,151 @@
+"""TPGM beyond parity: when it learns, from what, and what it leaves alone."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import make_step, random_tree
+
+import tpgm_jax
+
+PARAMS = {"w": jnp.zeros((3, 2)), "head": jnp.ones((2, 2))}
+GRADS = {"w": jnp.full((3, 2), -1.0), "head": jnp.full((2, 2), -1.0)}
+
+
+def squared_distance(params, target=0.05):
+    return jnp.sum((params["w"] - target) ** 2)
+
+
+def test_the_radius_starts_at_half_the_smallest_norm():
+    # A value_fn without slope leaves the radius where it starts: rows move 0.3 and 0.6.
+    tx = tpgm_jax.tpgm(optax.sgd(0.1), exclude="head")
+    grads = {"w": jnp.array([[-1.0, -2.0]] * 3), "head": GRADS["head"]}
+    _, state = make_step(tx, value_fn=lambda params: jnp.zeros(()))(PARAMS, tx.init(PARAMS), grads)
+    np.testing.assert_allclose(tpgm_jax.radii(state, PARAMS)["w"], 0.15, rtol=1e-6)
+
+
+def test_radii_are_learned_every_so_many_steps():
+    tx = tpgm_jax.tpgm(optax.sgd(0.1), every=3, exclude="head")
+    step = make_step(tx, value_fn=lambda params: squared_distance(params, 1.0))
+    params, state, history = PARAMS, tx.init(PARAMS), []
+    for _ in range(7):
+        params, state = step(params, state, GRADS)
+        history.append(tpgm_jax.radii(state, params)["w"])
+    changed = [t for t in range(1, 7) if history[t] != history[t - 1]]
+    assert changed == [3, 6]
+
+
+@pytest.mark.parametrize(
+    "value_fn",
+    [
+        lambda params: squared_distance(params, 0.2),
+        lambda params, i: squared_distance(params, 0.2 + 0 * i),
+        lambda params, target=0.2: squared_distance(params, target),
+        functools.partial(squared_distance, target=0.2),
+        jax.jit(lambda params: squared_distance(params, 0.2)),
+    ],
+    ids=["params", "params_and_step", "default_argument", "partial", "jitted"],
+)
+def test_value_fn_may_take_the_radius_step(value_fn):
+    tx = tpgm_jax.tpgm(optax.sgd(0.1), exclude="head")
+    _, state = make_step(tx, value_fn=value_fn)(PARAMS, tx.init(PARAMS), GRADS)
+    # Rows move 0.3, the radius starts at 0.15, and held-out data wants 0.6: up by 1e-2.
+    np.testing.assert_allclose(tpgm_jax.radii(state, PARAMS)["w"], 0.16, rtol=1e-5)
+
+
+def test_radius_steps_see_their_number():
+    # Held-out targets that differ by step: only the mean of opposite ones is flat.
+    def value_fn(params, i):
+        return jnp.sum(params["w"]) * jnp.where(i < 2, 1.0, -1.0)
+
+    def radius(steps):
+        tx = tpgm_jax.tpgm(
+            optax.sgd(0.1), steps=steps, exclude="head", radius_optimizer=optax.sgd(1e-3)
+        )
+        _, state = make_step(tx, value_fn=value_fn)(PARAMS, tx.init(PARAMS), GRADS)
+        return tpgm_jax.radii(state, PARAMS)["w"]
+
+    # The slope in r of the sum of all weights is 1 a row.
+    np.testing.assert_allclose([radius(1), radius(2)], [0.15 - 2e-3, 0.15 - 4e-3], rtol=1e-5)
+    np.testing.assert_allclose(radius(4), 0.15, rtol=1e-5)
+
+
+def test_excluded_leaves_enter_value_fn_unprojected():
+    seen = []
+
+    def value_fn(params):
+        jax.debug.callback(lambda head: seen.append(np.asarray(head)), params["head"])
+        return squared_distance(params)
+
+    tx = tpgm_jax.tpgm(optax.sgd(0.1), exclude="head")
+    params, _ = make_step(tx, value_fn=value_fn)(PARAMS, tx.init(PARAMS), GRADS)
+    jax.effects_barrier()
+    np.testing.assert_allclose(seen[0], 1.1, rtol=1e-6)
+    np.testing.assert_array_equal(params["head"], seen[0])
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("norm", ["mars", "l2"])
+def test_the_radius_gradient_equals_central_differences(norm):
+    shapes = {"w": (3, 4), "b": (4,)}
+    anchor, grads, target = (random_tree(shapes, seed) for seed in range(3))
+
+    def value_fn(params):
+        return sum(jnp.sum(jnp.sin(params[name] - target[name])) for name in shapes)
+
+    def first_radius_step(rate):
+        # Gradient descent on the radii, so that its move divided by its rate is the gradient.
+        tx = tpgm_jax.tpgm(optax.sgd(1.0), norm=norm, radius_optimizer=optax.sgd(rate))
+        _, state = make_step(tx, value_fn=value_fn)(anchor, tx.init(anchor), grads)
+        return np.array(list(tpgm_jax.radii(state, anchor).values()))
+
+    start, rate = first_radius_step(1e-12), 1e-3
+    gradient = (start - first_radius_step(rate)) / rate
+
+    def value_at(radii):
+        moved = {}
+        for name, radius in zip(["b", "w"], radii, strict=True):  # dicts are sorted by name
+            d = -np.asarray(grads[name])
+            axis = 0 if norm == "mars" and d.ndim == 2 else None
+            size = np.abs(d).sum(axis) if norm == "mars" else np.sqrt((d**2).sum())
+            moved[name] = np.asarray(anchor[name]) + np.minimum(1, radius / (size + 1e-8)) * d
+        return float(value_fn(moved))
+
+    step = 1e-5
+    for i, unit in enumerate(np.eye(2)):
+        difference = (value_at(start + step * unit) - value_at(start - step * unit)) / (2 * step)
+        # Second order in the step, 1e-10; the rest is rounding, 1e-15 / 1e-5 and 1e-15 / 1e-3.
+        np.testing.assert_allclose(gradient[i], difference, rtol=0, atol=1e-8)
+
+
+def test_fit_radii_takes_any_iterable_and_returns_one_loss_a_batch():
+    anchor, tuned = {"w": jnp.zeros((2, 2))}, {"w": jnp.ones((2, 2))}
+    fitted = tpgm_jax.fit_radii(
+        lambda params, target: squared_distance(params, target),
+        tuned,
+        anchor,
+        (jnp.float32(x) for x in (0.5, 0.5, 0.5)),
+    )
+    # The radius starts at half of |d| = 2, where the weights are at 0.5, and stays.
+    np.testing.assert_allclose(fitted.losses, 0.0, atol=1e-12)
+    np.testing.assert_allclose(fitted.params["w"], 0.5, rtol=1e-6)
+    assert fitted.radii == {"w": pytest.approx(1.0)}
+
+
+def test_fit_radii_leaves_excluded_leaves_and_its_arguments_alone():
+    anchor = {"w": jnp.zeros((2, 2)), "head": jnp.zeros(2)}
+    tuned = {"w": jnp.ones((2, 2)), "head": jnp.ones(2)}
+    fitted = tpgm_jax.fit_radii(
+        lambda params, _: jnp.sum(params["w"] ** 2) + jnp.sum(params["head"] ** 2),
+        tuned,
+        anchor,
+        range(5),
+        exclude="head",
+    )
+    np.testing.assert_array_equal(fitted.params["head"], tuned["head"])
+    assert list(fitted.radii) == ["w"]
+    assert fitted.radii["w"] < 1.0
+    np.testing.assert_array_equal(tuned["w"], 1.0)
