@@ -132,6 +132,19 @@ def test_any_optimizer_may_move_the_radii():
     np.testing.assert_allclose(tpgm_jax.radii(state, params)["w"], 0.4, rtol=1e-6)
 
 
+def test_the_optimizer_of_the_radii_starts_from_the_initial_radius():
+    # One that keeps what it was shown, as Polyak averages and schedule-free methods do.
+    def keep(updates, state, params=None):
+        return updates, (*state[1:], params)
+
+    watcher = optax.GradientTransformation(lambda params: (params, params), keep)
+    params = {"w": jnp.zeros((3, 2))}
+    tx = tpgm_jax.ftp(optax.sgd(1.0), radius_optimizer=watcher, initial_radius=0.25)
+    _, state = make_step(tx)(params, tx.init(params), {"w": jnp.ones((3, 2))})
+    for seen in state.radius_state:
+        np.testing.assert_array_equal(seen, [0.25])
+
+
 def test_a_radius_is_bounded_by_the_largest_norm():
     params = {"w": jnp.zeros((3, 2))}
     tx = tpgm_jax.ftp(optax.sgd(0.001), radius_optimizer=optax.sgd(100.0))

@@ -77,9 +77,12 @@ def test_steps_end_inside_the_ball(norm, dtype, scale):
 
 @each_norm
 def test_an_update_inside_the_ball_is_returned_unchanged(norm):
-    params, updates = random_tree(SHAPES, 0), random_tree(SHAPES, 1, scale=1e-4)
+    anchor, moves = random_tree(SHAPES, 0), random_tree(SHAPES, 1, scale=1e-3)
+    # From another place than the anchor, where `(W0 - W) + d` would round.
+    params = jax.tree.map(jnp.add, anchor, moves)
+    updates = random_tree(SHAPES, 2, scale=1e-4)
     tx = tpgm_jax.project_to_anchor(0.5, norm=norm)
-    projected, _ = make_update(tx)(updates, tx.init(params), params)
+    projected, _ = make_update(tx)(updates, tx.init(anchor), params)
     jax.tree.map(np.testing.assert_array_equal, projected, updates)
 
 
@@ -120,6 +123,15 @@ def test_a_radius_may_be_a_schedule():
         reached.append(float(params[0]))
     # 1e-8 in the denominator vanishes next to a norm of 8 or more.
     assert reached == [1.0, 2.0, 3.0]
+
+
+def test_half_precision_is_measured_in_float32():
+    # 257 weights that moved by 1 each: bfloat16 knows 256 and 258, and no number between.
+    params = jnp.zeros((257, 1), jnp.bfloat16)
+    tx = tpgm_jax.project_to_anchor(1.0)
+    projected, _ = make_update(tx)(jnp.ones_like(params), tx.init(params), params)
+    np.testing.assert_array_equal(projected, jnp.full_like(params, 1 / 257))
+    assert jnp.bfloat16(1 / 257) != jnp.bfloat16(1 / 256)
 
 
 def test_bfloat16_rounds_what_the_radius_asks():

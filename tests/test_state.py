@@ -81,7 +81,10 @@ def test_set_anchor_with_reset_starts_all_but_the_base_optimizer_afresh(make):
     # new one, though the state has seen five steps of another.
     tx = make(optax.sgd(1e-2))
     _, state = run(tx, anchor, tx.init(anchor), 0, 5)
-    again = run(tx, task, set_anchor(state, task), 5, 9)
+    moved = set_anchor(state, task)
+    # Not the radii of the last task, even before the next update.
+    assert not np.any(optax.tree.get(moved, "radii", 0.0))
+    again = run(tx, task, moved, 5, 9)
     assert_equal(again, run(tx, task, tx.init(task), 5, 9))
 
 

@@ -162,7 +162,7 @@ def ftp(
         check_trees(updates, params, state.anchor, parts, "ftp")
 
         base_updates, base_state = base.update(updates, state.base_state, params, **extra_args)
-        step_to = candidate(base_updates, params, state.anchor, parts, norm)
+        w_plus_u = candidate(base_updates, params, state.anchor, parts, norm)
         g, c_previous = parts.select(updates), parts.select(state.displacement)
 
         h = hyper_gradient(g, c_previous, state.radii, parts, norm, exact_gradient)
@@ -176,11 +176,11 @@ def ftp(
             _radii.where_first(first, radius_base.init(initial), state.radius_state),
             jnp.where(first, initial, state.radii),
         )
-        _, largest = step_to.extremes(dtype)
+        _, largest = w_plus_u.extremes(dtype)
         radii = jnp.where(first, initial, _radii.clip(learned, largest + EPSILON))
 
-        c = [x.astype(old.dtype) for x, old in zip(step_to.d, c_previous, strict=True)]
-        return step_to.project(radii), FTPState(
+        c = [x.astype(old.dtype) for x, old in zip(w_plus_u.d, c_previous, strict=True)]
+        return w_plus_u.project(radii), FTPState(
             step=optax.safe_increment(state.step),
             base_state=base_state,
             anchor=state.anchor,

@@ -155,11 +155,11 @@ def tpgm(
         held_out_loss = _of_params_and_step(value_fn)
 
         base_updates, base_state = base.update(updates, state.base_state, params, **extra_args)
-        step_to = candidate(base_updates, params, state.anchor, parts, norm)
-        smallest, largest = step_to.extremes(state.radii.dtype)
+        w_plus_u = candidate(base_updates, params, state.anchor, parts, norm)
+        smallest, largest = w_plus_u.extremes(state.radii.dtype)
 
         def value(radii, i):
-            return held_out_loss(optax.apply_updates(params, step_to.project(radii)), i)
+            return held_out_loss(optax.apply_updates(params, w_plus_u.project(radii)), i)
 
         def radius_step(i, carry):
             radii, radius_state = carry
@@ -183,7 +183,7 @@ def tpgm(
             )
         radii = _radii.clip(radii, largest)
 
-        return step_to.project(radii), TPGMState(
+        return w_plus_u.project(radii), TPGMState(
             step=optax.safe_increment(state.step),
             base_state=base_state,
             anchor=state.anchor,
