@@ -107,6 +107,12 @@ def test_axes_may_be_a_callable():
     assert [tensor.groups for tensor in parts.tensors] == [1, 2]
 
 
+def test_a_row_of_a_kernel_has_inputs_whatever_its_bias_looks_like():
+    # Two stacked layers that `axes` does not mention: the bias fits both axes of the kernel.
+    parts = layout({"kernel": jnp.ones((3, 4)), "bias": jnp.ones((3, 4))})
+    assert [tensor.rows for tensor in parts.tensors] == [(), (1,)]
+
+
 def test_negative_axes_count_from_the_back():
     axes = {"a": tpgm_jax.Axes(rows=-1, layers=-3)}
     (tensor,) = layout({"a": jnp.ones((2, 3, 4))}, axes=axes).tensors
