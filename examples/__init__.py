@@ -1,0 +1,1 @@
+"""Programs that run end to end, from the repository's root: `python -m examples.digits`."""
