@@ -1,5 +1,7 @@
 """FTP beyond parity: its hyper-gradient, its first step, and what its options do."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,7 +136,7 @@ def test_any_optimizer_may_move_the_radii():
 
 def test_the_optimizer_of_the_radii_starts_from_the_initial_radius():
     # One that keeps what it was shown, as Polyak averages and schedule-free methods do.
-    def keep(updates, state, params=None):
+    def keep(updates, state, params=None) -> Any:
         return updates, (*state[1:], params)
 
     watcher = optax.GradientTransformation(lambda params: (params, params), keep)
