@@ -9,6 +9,10 @@ import numpy as np
 import optax
 import pytest
 
+# For the tests of sharding; it has to be said before JAX first looks for devices. All other
+# tests use the first one.
+jax.config.update("jax_num_cpu_devices", 8)
+
 
 @pytest.fixture
 def x64():

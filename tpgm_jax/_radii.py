@@ -38,7 +38,7 @@ def spread(radii: jax.Array, layout: Layout, leaves: Sequence[jax.Array]) -> lis
     arrays, start = [], 0
     for tensor, leaf in zip(layout.tensors, leaves, strict=True):
         radius = radii[start : start + tensor.groups].reshape(tensor.radius_shape)
-        arrays.append(radius.astype(wide_dtype(leaf)))
+        arrays.append(_laid_like(radius.astype(wide_dtype(leaf)), leaf, tensor.layers))
         start += tensor.groups
     return arrays
 
@@ -46,10 +46,24 @@ def spread(radii: jax.Array, layout: Layout, leaves: Sequence[jax.Array]) -> lis
 def gather(arrays: Sequence[jax.Array], layout: Layout, dtype: jnp.dtype) -> jax.Array:
     """One array for each leaf, of its `radius_shape`, to `[G]`: the inverse of `spread`."""
     flat = [
-        array.reshape(tensor.groups).astype(dtype)
+        _laid_like(array, array, ()).reshape(tensor.groups).astype(dtype)
         for array, tensor in zip(arrays, layout.tensors, strict=True)
     ]
     return jnp.concatenate(flat) if flat else jnp.zeros(0, dtype)
+
+
+def _laid_like(array: jax.Array, leaf: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """`array` divided over devices as `leaf` is along `axes`, and replicated along others.
+
+    For meshes of explicit axes, where layers may lie on devices of their own: arrays that
+    are divided differently can not be selected from or concatenated. Automatic axes are
+    left to the compiler.
+    """
+    mesh, spec = jax.typeof(leaf).sharding.mesh, jax.typeof(leaf).sharding.spec
+    if all(axis is None for axis in spec):
+        return array
+    wanted = jax.sharding.PartitionSpec(*(x if i in axes else None for i, x in enumerate(spec)))
+    return jax.sharding.reshard(array, jax.sharding.NamedSharding(mesh, wanted))
 
 
 def extremes(

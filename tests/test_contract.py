@@ -1,0 +1,212 @@
+"""What optax and JAX expect of any transformation, for all of ours."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from transforms import (
+    STEPS,
+    TRANSFORMS,
+    WRAPPERS,
+    assert_close,
+    each_transform,
+    loss,
+    numbers,
+    stepper,
+)
+
+from tpgm_jax import ftp, project_to_anchor, tpgm
+
+each_dtype = pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+
+
+def types(tree):
+    """Containers, and of each leaf the shape, dtype, weak type and sharding."""
+    return jax.tree.map(jax.typeof, tree)
+
+
+@functools.cache
+def compiled(make):
+    """`init`, the step, and a list that grows when the step is traced. In float64."""
+    tx, traces = make(), []
+
+    def step(params, state):
+        traces.append(1)
+        return stepper(tx)(params, state)
+
+    return jax.jit(tx.init), jax.jit(step), traces
+
+
+def one_by_one(make, seed=0):
+    """Parameters and state after some compiled steps."""
+    init, step, _ = compiled(make)
+    params = numbers(seed)
+    state = init(params)
+    for _ in range(STEPS):
+        params, state = step(params, state)
+    return params, state
+
+
+def scanned(tx, params):
+    step = stepper(tx)
+    start = params, tx.init(params)
+    return jax.lax.scan(lambda carry, _: (step(*carry), None), start, length=STEPS)[0]
+
+
+@each_transform
+def test_accepts_unknown_extra_args(make):
+    params, tx = numbers(), make()
+    jax.eval_shape(stepper(tx, unrelated=1), params, tx.init(params))
+
+
+@pytest.mark.parametrize("wrap", [ftp, tpgm])
+def test_hands_the_base_optimizer_the_extra_args_that_it_needs(wrap):
+    def init(params):
+        del params
+        return optax.EmptyState()
+
+    def update(updates, state, params=None, **extra_args):
+        del params
+        return jax.tree.map(lambda g: extra_args["size"] * g, updates), state
+
+    tx = wrap(optax.GradientTransformationExtraArgs(init, update))
+    params, state = numbers(), tx.init(numbers())
+    jax.eval_shape(stepper(tx, size=0.5), params, state)
+    with pytest.raises(KeyError, match="size"):
+        jax.eval_shape(stepper(tx), params, state)
+
+
+@each_transform
+def test_compiles_once(make, x64):
+    one_by_one(make)
+    assert len(compiled(make)[2]) == 1
+
+
+@each_dtype
+@each_transform
+def test_keeps_the_dtype_of_the_parameters_and_the_type_of_its_state(make, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        params, tx = numbers(dtype=dtype), make()
+        state = tx.init(params)
+        assert types(jax.jit(tx.init)(params)) == types(state)
+        before = jax.eval_shape(lambda: (params, state))
+        after = jax.eval_shape(stepper(tx), params, state)
+        assert after == before
+        weak = jax.tree.map(lambda x, y: x.weak_type == y.weak_type, after, before)
+        assert all(jax.tree.leaves(weak))
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [ftp(optax.sgd(0.1)), tpgm(optax.sgd(0.1)), project_to_anchor(0.5)],
+    ids=["ftp", "tpgm", "project_to_anchor"],
+)
+def test_its_state_keeps_its_type_though_parameters_be_weakly_typed(tx):
+    params = {"gain": jnp.asarray(1.0), "bias": jnp.full(3, 1.0)}
+    assert params["gain"].weak_type
+    state = tx.init(params)
+    _, after = jax.jit(stepper(tx))(params, state)
+    assert types(after) == types(state)
+
+
+@each_transform
+def test_steps_in_mixed_precision_stay_finite(make):
+    dtypes = {"layers": "bfloat16", "head": "float16", "gain": "float32"}
+    params = {name: numbers(dtype=dtype)[name] for name, dtype in dtypes.items()}
+    after, state = jax.jit(lambda params: scanned(make(), params))(params)
+    assert types(after) == types(params)
+    for x in jax.tree.leaves((after, state)):
+        assert jnp.all(jnp.isfinite(x))
+
+
+@each_dtype
+@each_transform
+def test_a_step_may_be_skipped_by_cond(make, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        params, tx = numbers(dtype=dtype), make()
+
+        def step(skip, params, state):
+            return jax.lax.cond(skip, lambda *x: x, stepper(tx), params, state)
+
+        jax.eval_shape(step, jnp.bool_(True), params, tx.init(params))
+
+
+@each_transform
+def test_init_takes_shapes_for_parameters(make):
+    params, tx = numbers(), make()
+    shapes, state = jax.eval_shape(lambda: params), tx.init(params)
+    abstract = jax.eval_shape(tx.init, shapes)
+    assert abstract == jax.eval_shape(lambda: state)
+    # Without `eval_shape` too, for trainers that lay out a model before they load it.
+    eager = tx.init(shapes)
+    assert jax.tree.structure(eager) == jax.tree.structure(state)
+    same = jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype), eager, state)
+    assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSFORMS if "of parts" not in name])
+def test_an_empty_tree_passes(name):
+    tx = TRANSFORMS[name]()
+    updates, state = jax.jit(lambda: tx.update({}, tx.init({}), {}, value_fn=lambda _: 0.0))()
+    assert updates == {}
+    assert types(state) == types(tx.init({}))
+
+
+@each_transform
+def test_params_and_state_may_be_donated(make, x64):
+    tx, params = make(), numbers()
+    step, state = jax.jit(stepper(tx), donate_argnums=(0, 1)), tx.init(params)
+    for _ in range(STEPS):
+        given = params, state
+        params, state = step(params, state)
+        assert all(x.is_deleted() for x in jax.tree.leaves(given))
+    assert_close((params, state), one_by_one(make))
+
+
+@each_transform
+def test_scanned_steps_equal_steps_one_by_one(make, x64):
+    received = jax.jit(lambda params: scanned(make(), params))(numbers())
+    assert_close(received, one_by_one(make))
+
+
+@each_transform
+def test_seeds_under_vmap_equal_each_seed_alone(make, x64):
+    seeds = range(3)
+    params = jax.tree.map(lambda *x: jnp.stack(x), *map(numbers, seeds))
+    received = jax.jit(jax.vmap(lambda params: scanned(make(), params)))(params)
+    for seed in seeds:
+        at_seed = jax.tree.map(lambda x, i=seed: x[i], received)
+        assert_close(at_seed, one_by_one(make, seed))
+
+
+def valley(params):
+    """Rosenbrock's function, with its minimum at (1, 1)."""
+    x, y = params["a"]
+    return (1 - x) ** 2 + 100 * (y - x**2) ** 2
+
+
+@pytest.mark.parametrize(
+    ("make", "objective", "shapes", "minimum"),
+    [
+        *((make, loss, None, 2.0) for make in WRAPPERS.values()),
+        (lambda: optax.chain(optax.adam(0.1), project_to_anchor(20.0)), loss, None, 2.0),
+        (lambda: ftp(optax.adam(0.01)), valley, {"a": (2,)}, 1.0),
+        (lambda: tpgm(optax.adam(0.01)), valley, {"a": (2,)}, 1.0),
+    ],
+    ids=[*WRAPPERS, "project_to_anchor", "ftp in a valley", "tpgm in a valley"],
+)
+def test_converges(make, objective, shapes, minimum):
+    tx, start = make(), jax.tree.map(jnp.zeros_like, numbers(shapes=shapes))
+
+    @jax.jit
+    def descend(params):
+        step = stepper(tx, objective)
+        carry = params, tx.init(params)
+        return jax.lax.scan(lambda carry, _: (step(*carry), None), carry, length=20_000)[0][0]
+
+    # The tolerance is that of optax's own tests: it tells descent from its absence.
+    for x in jax.tree.leaves(descend(start)):
+        np.testing.assert_allclose(x, minimum, rtol=3e-2)

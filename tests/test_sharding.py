@@ -1,0 +1,201 @@
+"""Eight devices give the numbers of one, and keep every array where it was laid."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from transforms import STEPS, assert_close, loss, numbers, stepper
+
+import tpgm_jax
+from tpgm_jax import Axes, fit_radii, ftp, project_to_anchor, tpgm
+
+DEVICES = 8
+
+# Two models: the shapes of their parameters, how these lie on a mesh of 4 x 2 devices, and
+# what the transformations have to be told of them.
+SHAPES: Any = {
+    "fsdp x tensor": {
+        "embed": {"embedding": (16, 8)},
+        "layers": {"query": {"kernel": (3, 8, 2, 4), "bias": (3, 2, 4)}},
+        "layers_along_1": {"kernel": (8, 3, 16)},
+        "head": {"kernel": (16, 6)},
+        "gain": (),
+    },
+    "layers on devices of their own": {
+        "layers": {"kernel": (4, 8, 6), "bias": (4, 6)},
+        "head": {"kernel": (16, 6)},
+        "norm": {"scale": (8,)},
+    },
+}
+SPECS: Any = {
+    "fsdp x tensor": {
+        "embed": {"embedding": P("tensor", "fsdp")},
+        "layers": {
+            "query": {
+                "kernel": P(None, "fsdp", "tensor", None),
+                "bias": P(None, "tensor", None),
+            },
+        },
+        "layers_along_1": {"kernel": P("fsdp", None, "tensor")},
+        "head": {"kernel": P("fsdp", "tensor")},
+        "gain": P(),
+    },
+    "layers on devices of their own": {
+        "layers": {"kernel": P("fsdp", None, "tensor"), "bias": P("fsdp", None)},
+        "head": {"kernel": P("fsdp", None)},
+        "norm": {"scale": P("tensor")},
+    },
+}
+OPTIONS: Any = {
+    "fsdp x tensor": {
+        "exclude": "head/.*",
+        "axes": {"layers/.*": Axes(layers=0), "layers_along_1/.*": Axes(layers=1)},
+    },
+    "layers on devices of their own": {
+        "exclude": "head/.*",
+        "axes": {"layers/.*": Axes(layers=0)},
+    },
+}
+METHODS = {
+    "ftp": lambda **options: ftp(optax.adam(0.1), **options),
+    "tpgm": lambda **options: tpgm(optax.adam(0.1), norm="l2", steps=2, every=2, **options),
+    "project_to_anchor": lambda **options: optax.chain(
+        optax.adam(0.1), project_to_anchor(0.5, **options)
+    ),
+}
+AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
+each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+each_model = pytest.mark.parametrize("model", SHAPES)
+each_kind = pytest.mark.parametrize("kind", [AUTO, EXPLICIT], ids=["Auto", "Explicit"])
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def mesh_of(kind, shape=(4, 2)):
+    devices = jax.devices("cpu")
+    assert len(devices) >= DEVICES, f"set `jax_num_cpu_devices` to {DEVICES} before JAX starts"
+    devices = devices[: math.prod(shape)]
+    return jax.make_mesh(shape, ("fsdp", "tensor"), (kind, kind), devices=devices)
+
+
+def laid_out(tree, mesh, specs):
+    return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), tree, specs)
+
+
+def assert_laid_alike(received, expected):
+    for x, y in zip(jax.tree.leaves(received), jax.tree.leaves(expected), strict=True):
+        assert x.sharding.is_equivalent_to(y.sharding, x.ndim), (x.sharding, y.sharding)
+
+
+def assert_of_one_type(received, expected):
+    """Containers, shapes, dtypes, weak types and shardings."""
+    assert jax.tree.map(jax.typeof, received) == jax.tree.map(jax.typeof, expected)
+    assert_laid_alike(received, expected)
+
+
+class Run(NamedTuple):
+    """What a few steps that donate their arguments start from and lead to."""
+
+    start: Any
+    init: Any
+    compiled_init: Any
+    params: Any
+    state: Any
+
+
+@functools.cache
+def run(method, model, mesh):
+    with jax.set_mesh(mesh):
+        tx = method(**OPTIONS[model])
+        start = params = laid_out(numbers(shapes=SHAPES[model]), mesh, SPECS[model])
+        compiled_init = jax.jit(tx.init)(params)
+        init = state = tx.init(params)
+        step = jax.jit(stepper(tx), donate_argnums=(0, 1))
+        for _ in range(STEPS):
+            given = params, state
+            params, state = step(params, state)
+            assert all(x.is_deleted() for x in jax.tree.leaves(given))
+    return Run(start, init, compiled_init, params, state)
+
+
+@each_kind
+@each_model
+@each_method
+def test_eight_devices_learn_as_one(method, model, kind):
+    many, one = run(method, model, mesh_of(kind)), run(method, model, mesh_of(AUTO, (1, 1)))
+    assert {len(x.devices()) for x in jax.tree.leaves(many.params)} == {DEVICES}
+    assert {len(x.devices()) for x in jax.tree.leaves(one.params)} == {1}
+    assert_close((many.params, many.state), (one.params, one.state))
+    if method is not METHODS["project_to_anchor"]:
+        radii = tpgm_jax.radii(many.state, many.params)
+        assert_close(radii, tpgm_jax.radii(one.state, one.params))
+
+
+@each_kind
+@each_model
+@each_method
+def test_arrays_stay_where_the_parameters_lie(method, model, kind):
+    done = run(method, model, mesh_of(kind))
+    assert_laid_alike(done.params, done.start)
+    # All but the heads, which are not constrained, and of which the state keeps nothing.
+    for name in ("anchor", "displacement"):
+        for _, mirror in optax.tree.get_all_with_path(done.state, name):
+            mirror, start = ({**tree, "head": ()} for tree in (mirror, done.start))
+            assert_laid_alike(mirror, start)
+
+
+@each_model
+@each_method
+def test_state_types_are_the_same_wherever_a_state_comes_from(method, model):
+    done = run(method, model, mesh_of(EXPLICIT))
+    assert_of_one_type(done.state, done.init)
+    assert_of_one_type(done.compiled_init, done.init)
+
+
+def test_an_eager_update_keeps_the_types_of_parameters_and_state():
+    mesh = mesh_of(EXPLICIT)
+    with jax.set_mesh(mesh):
+        params = laid_out(numbers(shapes={"kernel": (3, 8, 4)}), mesh, {"kernel": P(None, "fsdp")})
+        tx = ftp(optax.sgd(0.1), axes={"kernel": Axes(layers=0)})
+        state = tx.init(params)
+        assert_of_one_type(tx.update(params, state, params), (params, state))
+
+
+@each_kind
+@each_method
+def test_map_params_tells_jit_where_to_lay_the_state(method, kind):
+    mesh, model = mesh_of(kind), "fsdp x tensor"
+    with jax.set_mesh(mesh):
+        tx = method(**OPTIONS[model])
+        params = laid_out(numbers(shapes=SHAPES[model]), mesh, SPECS[model])
+        shardings = optax.tree.map_params(
+            tx,
+            lambda _, spec: NamedSharding(mesh, spec),
+            jax.eval_shape(tx.init, params),
+            SPECS[model],
+            transform_non_params=lambda _: NamedSharding(mesh, P()),
+        )
+        state = jax.jit(tx.init, out_shardings=shardings)(params)
+        assert jax.tree.map(lambda x: x.sharding, state) == shardings
+        _, state = jax.jit(stepper(tx), out_shardings=(None, shardings))(params, state)
+        assert jax.tree.map(lambda x: x.sharding, state) == shardings
+
+
+@each_kind
+@pytest.mark.parametrize(("model", "norm"), list(zip(SHAPES, ["l2", "mars"], strict=True)))
+def test_fit_radii_finds_the_same_on_eight_devices(model, norm, kind):
+    def fit(mesh):
+        with jax.set_mesh(mesh):
+            anchor, tuned = (
+                laid_out(numbers(seed, shapes=SHAPES[model]), mesh, SPECS[model]) for seed in (0, 1)
+            )
+            batches = [0.1, 0.2, 0.3]
+            return tuned, fit_radii(loss, tuned, anchor, batches, norm=norm, **OPTIONS[model])
+
+    (tuned, many), (_, one) = fit(mesh_of(kind)), fit(mesh_of(AUTO, (1, 1)))
+    assert_laid_alike(many.params, tuned)
+    assert_close(many, one)

@@ -1,0 +1,86 @@
+"""The transformations that the contract is checked for, and a small problem for them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tpgm_jax import Axes, ftp, project_to_anchor, tpgm
+
+# A stack of two layers, a head, and a parameter of rank 0.
+SHAPES = {
+    "layers": {"kernel": (2, 3, 4), "bias": (2, 4)},
+    "head": {"kernel": (4, 3)},
+    "gain": (),
+}
+# The transformations "of parts" leave the head alone, and know of the layers.
+PARTS: Any = {"exclude": "head/.*", "axes": {"layers/.*": Axes(layers=0)}}
+
+# In float16 the default `eps` is 0, and the square of a clipped gradient may be 0 as well.
+ADAMW = optax.adamw(0.1, eps=1e-3)
+
+WRAPPERS = {
+    "ftp": lambda: ftp(optax.adam(0.1)),
+    "ftp of parts": lambda: ftp(
+        optax.sgd(0.1, momentum=0.9), k=0.5, norm="l2", exact_gradient=True, **PARTS
+    ),
+    "ftp chained": lambda: optax.chain(
+        optax.clip_by_global_norm(1.0), ftp(ADAMW, k=lambda step: 1 / (step + 1))
+    ),
+    "tpgm": lambda: tpgm(optax.adam(0.1)),
+    "tpgm of parts": lambda: tpgm(
+        optax.sgd(0.1, momentum=0.9), steps=2, every=2, norm="l2", **PARTS
+    ),
+    "tpgm chained": lambda: optax.chain(optax.clip_by_global_norm(1.0), tpgm(ADAMW)),
+}
+TRANSFORMS = WRAPPERS | {
+    "project_to_anchor": lambda: project_to_anchor(0.5),
+    "project_to_anchor of parts": lambda: project_to_anchor(0.5, norm="l2", **PARTS),
+    "project_to_anchor chained": lambda: optax.chain(
+        optax.adam(0.1), project_to_anchor(lambda step: 0.1 * (step + 1))
+    ),
+}
+each_transform = pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS)
+
+# Where two ways to the same numbers are compared, the numbers are float64. Five steps of a
+# dozen roundings each, 2e-16 apiece, of numbers up to 10, which Adam's division by the root
+# of a small second moment can magnify tenfold: 5 * 12 * 2e-16 * 10 * 10.
+STEPS, FLOAT64 = 5, 1.2e-12
+
+
+def assert_close(received, expected):
+    """Equal in structure and, but for rounding in float64, in numbers."""
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=FLOAT64), received, expected
+    )
+
+
+def numbers(seed=0, dtype=None, shapes=None):
+    """Parameters, or anything else shaped like them."""
+    rng = np.random.default_rng(seed)
+    shapes = SHAPES if shapes is None else shapes
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(size=shape), dtype),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def loss(params, target=2.0):
+    """Pulls all parameters to `target`; the same for training and for held-out data."""
+    return sum(jnp.sum((x - target) ** 2) for x in jax.tree.leaves(params))
+
+
+def stepper(tx, loss=loss, **extra):
+    """`step(params, state)` to the next ones, on the gradient of `loss`; not compiled."""
+
+    def step(params, state):
+        grads = jax.grad(loss)(params)
+        # Those that learn nothing on held-out data have to ignore the argument.
+        updates, state = tx.update(grads, state, params, value_fn=loss, **extra)
+        return optax.apply_updates(params, updates), state
+
+    return step
