@@ -32,7 +32,7 @@ test: lint wheel
 lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 wheel: .venv/test
 	$(BIN)/python tests/check_wheel.py

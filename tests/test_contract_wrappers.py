@@ -192,6 +192,21 @@ def test_a_schedule_is_read_at_the_number_of_updates_before():
         assert params["bias"] == radius
 
 
+def test_a_schedule_of_k_switches_between_constants(x64):
+    def learn(tx, params, state, seeds):
+        for seed in seeds:
+            updates, state = updater(tx)(numbers(seed), state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    full, none = ftp(optax.sgd(0.1), k=1.0), ftp(optax.sgd(0.1), k=0.0)
+    scheduled = ftp(optax.sgd(0.1), k=lambda step: jnp.where(step < 3, 1.0, 0.0))
+    params = numbers()
+    received = learn(scheduled, params, scheduled.init(params), range(6))
+    switched = learn(full, params, full.init(params), range(3))
+    assert_close(received, learn(none, *switched, range(3, 6)))
+
+
 # ---- optax.tree
 
 
