@@ -200,7 +200,7 @@ def test_a_schedule_of_k_switches_between_constants(x64):
         return params, state
 
     full, none = ftp(optax.sgd(0.1), k=1.0), ftp(optax.sgd(0.1), k=0.0)
-    scheduled = ftp(optax.sgd(0.1), k=lambda step: jnp.where(step < 3, 1.0, 0.0))
+    scheduled = ftp(optax.sgd(0.1), k=lambda step: jnp.where(jnp.asarray(step) < 3, 1.0, 0.0))
     params = numbers()
     received = learn(scheduled, params, scheduled.init(params), range(6))
     switched = learn(full, params, full.init(params), range(3))
