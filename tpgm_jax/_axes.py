@@ -70,6 +70,14 @@ class Tensor(NamedTuple):
         """Shape of this tensor's radii, to broadcast against it."""
         return tuple(n if i in self.layers else 1 for i, n in enumerate(self.shape))
 
+    def smallest(self, norms: jax.Array) -> jax.Array:
+        """The smallest of the rows' norms in each group, of `radius_shape`."""
+        return jnp.min(norms, axis=self.rows, keepdims=True)
+
+    def largest(self, norms: jax.Array) -> jax.Array:
+        """The largest of the rows' norms in each group, of `radius_shape`."""
+        return jnp.max(norms, axis=self.rows, keepdims=True)
+
     @property
     def groups(self) -> int:
         """How many radii constrain this tensor."""

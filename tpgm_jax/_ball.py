@@ -87,7 +87,8 @@ def project_to_anchor(
 
         now = radius(state.step) if callable(radius) else radius
         radii = _radii.full(parts, now, _radii.radii_dtype(params, parts))
-        projected = candidate(updates, params, state.anchor, parts, norm).project(radii)
+        w_plus_u = candidate(updates, params, state.anchor, parts, norm)
+        projected = w_plus_u.project(_radii.spread(radii, parts, w_plus_u.w))
         step = optax.safe_increment(state.step)
         return projected, AnchorState(step, state.anchor)
 

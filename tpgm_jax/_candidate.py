@@ -32,14 +32,24 @@ class Candidate(NamedTuple):
     d: list[jax.Array]
     norms: list[jax.Array]
 
-    def extremes(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-        """Smallest and largest norm among each group's rows, `[G]` both."""
-        return _radii.extremes(self.norms, self.layout, dtype)
+    def smallest(self, dtype: jnp.dtype) -> jax.Array:
+        """The smallest norm among each group's rows, `[G]`."""
+        pairs = zip(self.norms, self.layout.tensors, strict=True)
+        return _radii.gather([t.smallest(n) for n, t in pairs], self.layout, dtype)
 
-    def project(self, radii: jax.Array) -> optax.Updates:
-        """The updates that end at `W0 + min(1, r / n) * d`, with `radii` of shape `[G]`."""
-        n = [x + EPSILON for x in self.norms]
+    def clip(self, radii: jax.Array, margin: float = 0.0) -> list[jax.Array]:
+        """Radii `[G]`, between 1e-8 and their group's largest norm plus `margin`, by leaf.
+
+        Leaf by leaf, so that no leaf waits for the norms of the others: a compiler can then
+        finish with one before it begins with the next, and needs no room to keep them all.
+        """
         r = _radii.spread(radii, self.layout, self.w)
+        leaves = zip(r, self.norms, self.layout.tensors, strict=True)
+        return [_radii.clip(radius, t.largest(n) + margin) for radius, n, t in leaves]
+
+    def project(self, r: list[jax.Array]) -> optax.Updates:
+        """The updates that end at `W0 + min(1, r / n) * d`, with a radius for each leaf."""
+        n = [x + EPSILON for x in self.norms]
         leaves = zip(self.u, self.w, self.w0, self.d, n, r, strict=True)
         return self.layout.replace(self.updates, [projected_update(*leaf) for leaf in leaves])
 

@@ -176,15 +176,15 @@ def ftp(
             _radii.where_first(first, radius_base.init(initial), state.radius_state),
             jnp.where(first, initial, state.radii),
         )
-        _, largest = w_plus_u.extremes(dtype)
-        radii = jnp.where(first, initial, _radii.clip(learned, largest + EPSILON))
+        r = w_plus_u.clip(learned, margin=EPSILON)
+        r = [jnp.where(first, initial_radius, radius).astype(radius.dtype) for radius in r]
 
         c = [x.astype(old.dtype) for x, old in zip(w_plus_u.d, c_previous, strict=True)]
-        return w_plus_u.project(radii), FTPState(
+        return w_plus_u.project(r), FTPState(
             step=optax.safe_increment(state.step),
             base_state=base_state,
             anchor=state.anchor,
-            radii=radii,
+            radii=_radii.gather(r, parts, dtype),
             radius_state=radius_state,
             displacement=parts.replace(state.displacement, c),
             layers=state.layers,

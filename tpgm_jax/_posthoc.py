@@ -108,36 +108,40 @@ def fit_radii(
     def tuned(params, anchor):
         return candidate(optax.tree.zeros_like(params), params, anchor, parts, norm)
 
-    def project(radii, params, anchor):
-        return optax.apply_updates(params, tuned(params, anchor).project(radii))
-
     # Arguments, not closures: a model caught in a closure is a constant of the program.
     @jax.jit
     def start(params, anchor):
-        smallest, largest = tuned(params, anchor).extremes(dtype)
-        return smallest / 2, largest
+        return tuned(params, anchor).smallest(dtype) / 2
 
     @jax.jit
-    def radius_step(radii, state, largest, params, anchor, batch):
-        def value(radii):
-            return scalar(value_fn(project(radii, params, anchor), batch))
+    def radius_step(radii, state, params, anchor, batch):
+        w = tuned(params, anchor)
 
-        radii = _radii.clip(radii, largest)
-        loss, gradient = jax.value_and_grad(value)(radii)
-        return *_radii.descend(optimizer, gradient, state, radii), loss
+        def value(r):
+            return scalar(value_fn(optax.apply_updates(params, w.project(r)), batch))
 
-    radii, largest = start(params, anchor)
+        r = w.clip(radii)
+        loss, gradient = jax.value_and_grad(value)(r)
+        gradient, clipped = (_radii.gather(x, parts, dtype) for x in (gradient, r))
+        return *_radii.descend(optimizer, gradient, state, clipped), loss
+
+    @jax.jit
+    def finish(radii, params, anchor):
+        w = tuned(params, anchor)
+        r = w.clip(radii)
+        return optax.apply_updates(params, w.project(r)), _radii.gather(r, parts, dtype)
+
+    radii = start(params, anchor)
     state, losses = optimizer.init(radii), []
     for batch in batches:
-        radii, state, loss = radius_step(radii, state, largest, params, anchor, batch)
+        radii, state, loss = radius_step(radii, state, params, anchor, batch)
         losses.append(loss)
     if not losses:
         raise ValueError(
             "`batches` is empty, so no radius was learned: pass held-out batches, one for "
             "each radius step. An iterator that was read before is empty the second time."
         )
-    radii = _radii.clip(radii, largest)
-    projected = jax.jit(project)(radii, params, anchor)
+    projected, radii = finish(radii, params, anchor)
     names = [tensor.name for tensor in parts.tensors]
     layers = [count for count in parts.layers if count >= 0]
     return FittedRadii(projected, named(names, layers, radii), jnp.stack(losses))

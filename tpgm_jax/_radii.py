@@ -66,16 +66,6 @@ def _laid_like(array: jax.Array, leaf: jax.Array, axes: Sequence[int]) -> jax.Ar
     return jax.sharding.reshard(array, jax.sharding.NamedSharding(mesh, wanted))
 
 
-def extremes(
-    norms: Sequence[jax.Array], layout: Layout, dtype: jnp.dtype
-) -> tuple[jax.Array, jax.Array]:
-    """Smallest and largest norm among each group's rows, `[G]` both."""
-    pairs = list(zip(norms, layout.tensors, strict=True))
-    smallest = [jnp.min(n, axis=t.rows, keepdims=True) for n, t in pairs]
-    largest = [jnp.max(n, axis=t.rows, keepdims=True) for n, t in pairs]
-    return gather(smallest, layout, dtype), gather(largest, layout, dtype)
-
-
 def clip(radii: jax.Array, largest: jax.Array) -> jax.Array:
     """Radii between `SMALLEST` and the largest norm of their group's rows.
 

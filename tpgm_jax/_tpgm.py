@@ -156,23 +156,24 @@ def tpgm(
 
         base_updates, base_state = base.update(updates, state.base_state, params, **extra_args)
         w_plus_u = candidate(base_updates, params, state.anchor, parts, norm)
-        smallest, largest = w_plus_u.extremes(state.radii.dtype)
+        dtype = state.radii.dtype
 
-        def value(radii, i):
-            return held_out_loss(optax.apply_updates(params, w_plus_u.project(radii)), i)
+        def value(r, i):
+            return held_out_loss(optax.apply_updates(params, w_plus_u.project(r)), i)
 
         def radius_step(i, carry):
             radii, radius_state = carry
-            radii = _radii.clip(radii, largest)
-            gradient = jax.grad(value)(radii, i)
-            return _radii.descend(radius_base, gradient, radius_state, radii)
+            r = w_plus_u.clip(radii)
+            gradient = _radii.gather(jax.grad(value)(r, i), parts, dtype)
+            clipped = _radii.gather(r, parts, dtype)
+            return _radii.descend(radius_base, gradient, radius_state, clipped)
 
         def learn(carry):
             return jax.lax.fori_loop(0, steps, radius_step, carry)
 
         first = state.step == 0
         carry = (
-            jnp.where(first, smallest / 2, state.radii),
+            jnp.where(first, w_plus_u.smallest(dtype) / 2, state.radii),
             _radii.where_first(first, radius_base.init(state.radii), state.radius_state),
         )
         if isinstance(every, int) and every == 1:
@@ -181,13 +182,13 @@ def tpgm(
             radii, radius_state = jax.lax.cond(
                 state.step % every == 0, learn, lambda carry: carry, carry
             )
-        radii = _radii.clip(radii, largest)
+        r = w_plus_u.clip(radii)
 
-        return w_plus_u.project(radii), TPGMState(
+        return w_plus_u.project(r), TPGMState(
             step=optax.safe_increment(state.step),
             base_state=base_state,
             anchor=state.anchor,
-            radii=radii,
+            radii=_radii.gather(r, parts, dtype),
             radius_state=radius_state,
             layers=state.layers,
         )
