@@ -173,6 +173,22 @@ def test_excluded_leaves_get_the_base_update_bit_for_bit():
     assert optax.tree.get(state, "displacement")["bias"].size == 0
 
 
+def test_a_gradient_that_is_not_finite_leaves_no_displacement_of_its_tensor():
+    params = random_tree(SHAPES, 0, dtype=jnp.float32)
+    tx = tpgm_jax.ftp(optax.sgd(0.1), axes=AXES)
+    step, state = make_step(tx), tx.init(params)
+    for t in range(3):
+        params, state = step(params, state, random_tree(SHAPES, 10 + t, dtype=jnp.float32))
+    grads = random_tree(SHAPES, 20, dtype=jnp.float32)
+    _, clean = step(params, state, grads)
+    grads["layers"] = grads["layers"].at[1, 0, 0].set(jnp.nan)
+    _, state = step(params, state, grads)
+    np.testing.assert_array_equal(state.displacement["layers"][1], 0)
+    # The other layer, and the other tensors, do not notice.
+    np.testing.assert_array_equal(state.displacement["layers"][0], clean.displacement["layers"][0])
+    np.testing.assert_array_equal(state.displacement["dense"], clean.displacement["dense"])
+
+
 def test_stacked_layers_equal_the_same_layers_apart():
     stacked = random_tree({"layers": (3, 4, 5)}, 0, dtype=jnp.float32)
     tx = tpgm_jax.ftp(optax.adam(1e-2), axes={"layers": tpgm_jax.Axes(layers=0)})

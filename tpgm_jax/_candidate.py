@@ -45,7 +45,7 @@ class Candidate(NamedTuple):
         """
         r = _radii.spread(radii, self.layout, self.w)
         leaves = zip(r, self.norms, self.layout.tensors, strict=True)
-        return [_radii.clip(radius, t.largest(n) + margin) for radius, n, t in leaves]
+        return [_radii.clip(x.astype(n.dtype), t.largest(n) + margin) for x, n, t in leaves]
 
     def project(self, r: list[jax.Array]) -> optax.Updates:
         """The updates that end at `W0 + min(1, r / n) * d`, with a radius for each leaf."""
@@ -55,10 +55,21 @@ class Candidate(NamedTuple):
 
 
 def candidate(
-    updates: optax.Updates, params: optax.Params, anchor: optax.Params, layout: Layout, norm: str
+    updates: optax.Updates,
+    params: optax.Params,
+    anchor: optax.Params,
+    layout: Layout,
+    norm: str,
+    valid: jax.Array | None = None,
 ) -> Candidate:
-    """Measures how far `params + updates` would lie from the anchor."""
+    """Measures how far `params + updates` would lie from the anchor.
+
+    Groups that are not `valid`, bools `[G]`, count as not displaced. Default: all are.
+    """
     u, w, w0 = (layout.select(tree) for tree in (updates, params, anchor))
     d = [displacement(*leaf) for leaf in zip(w, u, w0, strict=True)]
+    if valid is not None:
+        known = _radii.spread(valid, layout, w)
+        d = [jnp.where(ok, x, 0) for ok, x in zip(known, d, strict=True)]
     size = [norms(*leaf, norm) for leaf in zip(d, layout.tensors, strict=True)]
     return Candidate(layout, updates, u, w, w0, d, size)
