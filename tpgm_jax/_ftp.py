@@ -82,6 +82,10 @@ def ftp(
 
         optax.chain(optax.clip_by_global_norm(1.0), ftp(optax.adamw(1e-4)))
 
+    The radii's own Adam is in the state as well, so that a bare `optax.tree.get(state, "count")`
+    finds two; tell them apart by `filtering=lambda path, _: "radius_state" not in
+    jax.tree_util.keystr(path)`.
+
     Where this differs from the authors' program:
 
     1. `k` is obeyed. Theirs ran as if it were 1, whatever was asked.

@@ -77,6 +77,10 @@ def tpgm(
     `W'` again. The base optimizer is not handed `value_fn`, as its own line search may
     want the training loss under that name.
 
+    The radii's own Adam is in the state as well, so that a bare `optax.tree.get(state, "count")`
+    finds two; tell them apart by `filtering=lambda path, _: "radius_state" not in
+    jax.tree_util.keystr(path)`.
+
     Where this differs from the authors' program:
 
     1. All state is in the optimizer state, so that a resumed run equals an uninterrupted one.
