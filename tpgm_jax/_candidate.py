@@ -64,12 +64,11 @@ def candidate(
 ) -> Candidate:
     """Measures how far `params + updates` would lie from the anchor.
 
-    Groups that are not `valid`, bools `[G]`, count as not displaced. Default: all are.
+    Groups that are not `valid`, bools `[G]`, stay where they are. Default: all are.
     """
     u, w, w0 = (layout.select(tree) for tree in (updates, params, anchor))
-    d = [displacement(*leaf) for leaf in zip(w, u, w0, strict=True)]
     if valid is not None:
-        known = _radii.spread(valid, layout, w)
-        d = [jnp.where(ok, x, 0) for ok, x in zip(known, d, strict=True)]
+        u = [jnp.where(ok, x, 0) for ok, x in zip(_radii.spread(valid, layout, w), u, strict=True)]
+    d = [displacement(*leaf) for leaf in zip(w, u, w0, strict=True)]
     size = [norms(*leaf, norm) for leaf in zip(d, layout.tensors, strict=True)]
     return Candidate(layout, updates, u, w, w0, d, size)

@@ -82,6 +82,10 @@ def ftp(
 
         optax.chain(optax.clip_by_global_norm(1.0), ftp(optax.adamw(1e-4)))
 
+    A tensor whose gradient is not finite keeps its parameters for that step, and its radius is
+    not pushed. Its base optimizer is another matter: guard that with `optax.apply_if_finite`,
+    inside of `ftp` or around it.
+
     The radii's own Adam is in the state as well, so that a bare `optax.tree.get(state, "count")`
     finds two; tell them apart by `filtering=lambda path, _: "radius_state" not in
     jax.tree_util.keystr(path)`.
@@ -144,7 +148,7 @@ def ftp(
         radius_optimizer = optax.adam(_radii.LEARNING_RATE)
     radius_base = with_extra_args(radius_optimizer, "radius_optimizer")
     check_norm(norm)
-    check_fraction(k, "k")
+    check_fraction(k, "k", schedule=True)
     check_positive(initial_radius, "initial_radius")
 
     def init_fn(params: optax.Params) -> FTPState:
@@ -163,16 +167,19 @@ def ftp(
     def update_fn(updates, state, params=None, **extra_args):
         params = check_params(params, "ftp")
         parts = layout(params, exclude, axes)
-        check_trees(updates, params, state.anchor, parts, "ftp")
+        check_trees(updates, params, state, parts, "ftp")
 
         base_updates, base_state = base.update(updates, state.base_state, params, **extra_args)
         g, c_previous = parts.select(updates), parts.select(state.displacement)
 
         h = hyper_gradient(g, c_previous, state.radii, parts, norm, exact_gradient)
-        # No displacement is kept of a step whose gradient was not finite. As the new one then
-        # waits for `h`, all reads of the old one come before it, and XLA writes it in the
-        # old one's place; without that order it copies both (on CPU, a quarter of the step's time).
-        w_plus_u = candidate(base_updates, params, state.anchor, parts, norm, valid=jnp.isfinite(h))
+        # A group whose gradient is not finite stays where it is, and so does its radius. As the
+        # new displacement then waits for `h`, all reads of the old one come before it, and XLA
+        # writes it in the old one's place; without that order it copies both (on CPU, a
+        # quarter of the step's time).
+        valid = jnp.isfinite(h)
+        h = jnp.where(valid, h, 0)
+        w_plus_u = candidate(base_updates, params, state.anchor, parts, norm, valid)
         h = jnp.where(h > 0, (k(state.step) if callable(k) else k) * h, h)
 
         dtype, first = state.radii.dtype, state.step == 0
