@@ -1,5 +1,6 @@
 """Bad input: what is wrong, because of what, and what to do."""
 
+from collections import OrderedDict
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ FTP = ftp(SGD)
 TPGM = tpgm(SGD)
 STATE = FTP.init(PARAMS)
 OTHER_SHAPE = {**PARAMS, "head": jnp.ones((2, 5))}
+REORDERED = OrderedDict(head=PARAMS["head"], block=PARAMS["block"])
 OTHER_TREE = {**PARAMS, "heads": jnp.ones((2, 2))}
 
 
@@ -59,6 +61,13 @@ CASES = {
     "steps zero": (lambda: tpgm(SGD, steps=0), ValueError, "`steps` must be a whole number"),
     "steps fractional": (lambda: tpgm(SGD, steps=1.5), ValueError, "`steps` must be a whole"),
     "every negative": (lambda: tpgm(SGD, every=-1), ValueError, "`every` must be a whole number"),
+    "k is a word": (lambda: ftp(SGD, k="a"), TypeError, "must be a number; got 'a'"),
+    "radius is missing": (lambda: project_to_anchor(None), TypeError, "must be a number; got None"),
+    "initial radius is a schedule": (
+        lambda: ftp(SGD, initial_radius=lambda step: 1.0),
+        TypeError,
+        "optax.inject_hyperparams",
+    ),
     "unknown norm": (lambda: ftp(SGD, norm="l1"), ValueError, "one of 'mars', 'l2'; got 'l1'"),
     "unknown norm, tpgm": (lambda: tpgm(SGD, norm="L2"), ValueError, "one of 'mars', 'l2'"),
     "unknown norm, ball": (lambda: project_to_anchor(1.0, norm=""), ValueError, "one of 'mars'"),
@@ -139,12 +148,12 @@ CASES = {
     "a gradient too few": (
         lambda: FTP.update({"block": PARAMS["block"]}, STATE, PARAMS),
         ValueError,
-        "first at 'head': the gradients lack it",
+        "'head' is missing from the gradients",
     ),
     "a gradient too many": (
         lambda: FTP.update(OTHER_TREE, STATE, PARAMS),
         ValueError,
-        "first at 'heads': the parameters lack it",
+        "'heads' is missing from the parameters",
     ),
     "gradient of another shape": (
         lambda: FTP.update(OTHER_SHAPE, STATE, PARAMS),
@@ -154,17 +163,42 @@ CASES = {
     "gradients in another container": (
         lambda: project_to_anchor(1.0).update([1.0], project_to_anchor(1.0).init((1.0,)), (1.0,)),
         ValueError,
-        "different containers, list and tuple",
+        r"containers \(at the root list and tuple\)",
     ),
     "anchor of another shape": (
         lambda: FTP.update(OTHER_SHAPE, STATE, OTHER_SHAPE),
         ValueError,
-        "'head' of shape .* but its anchor has shape .* Call `init`",
+        "'head' of shape .* but its anchor has shape .* call `init`",
     ),
     "anchor without the leaf": (
         lambda: TPGM.update(OTHER_TREE, TPGM.init(PARAMS), OTHER_TREE, value_fn=len),
         ValueError,
-        "'heads' of shape .* but its anchor has shape None",
+        "unlike its anchor, in 'heads'",
+    ),
+    "exclude widened since init": (
+        lambda: ftp(SGD, exclude="head").update(PARAMS, STATE, PARAMS),
+        ValueError,
+        "of other `exclude` or `axes`",
+    ),
+    "axes changed since init": (
+        lambda: ftp(SGD, axes={"head": Axes(layers=0)}).update(PARAMS, STATE, PARAMS),
+        ValueError,
+        "constrains 4 groups, but the state has radii of shape",
+    ),
+    "leaves in another order": (
+        lambda: FTP.update(REORDERED, STATE, REORDERED),
+        ValueError,
+        "the order of the leaves",
+    ),
+    "two leaves of one name": (
+        lambda: FTP.init({"a": {"b": jnp.ones(2)}, "a/b": jnp.ones(2)}),
+        ValueError,
+        "rename a key that has a slash",
+    ),
+    "a leaf that is no array": (
+        lambda: FTP.init({"w": jnp.ones(2), "activation": jnp.tanh}),
+        TypeError,
+        "eqx.filter",
     ),
     # Held-out losses.
     "value_fn missing": (lambda: update_tpgm(None), ValueError, "`optax.MultiSteps` inside"),
@@ -203,7 +237,7 @@ CASES = {
     "fit: anchor without the leaf": (
         lambda: fit(anchor={"block": PARAMS["block"]}),
         ValueError,
-        "the anchor lack",
+        "is missing from the anchor",
     ),
     # States.
     "radii of a state without ours": (

@@ -24,6 +24,11 @@ class Block(NamedTuple):
     bias: jax.Array
 
 
+class Attention(NamedTuple):
+    query: jax.Array
+    value: jax.Array
+
+
 def excluded_names(exclude, params=None):
     params = PARAMS if params is None else params
     names = leaf_names(params)
@@ -39,6 +44,10 @@ def test_names_are_paths():
         "1/bias",
     ]
     assert leaf_names(1.0) == [""]
+
+
+def test_a_field_called_value_keeps_its_name_beside_others():
+    assert leaf_names({"attn": Attention(jnp.ones(1), jnp.ones(1))}) == ["attn/query", "attn/value"]
 
 
 @pytest.mark.parametrize(

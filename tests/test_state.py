@@ -108,6 +108,15 @@ def test_set_anchor_without_reset_moves_the_anchor_alone():
     assert moved.anchor["head"].size == 0
 
 
+def test_set_anchor_takes_a_checkpoint_without_the_excluded_head():
+    state = tpgm_jax.ftp(optax.sgd(0.1), exclude="head|bias").init(
+        {"w": jnp.zeros(3), "head": jnp.zeros((3, 2)), "bias": jnp.zeros(())}
+    )
+    moved = set_anchor(state, {"w": jnp.ones(3)})
+    np.testing.assert_array_equal(moved.anchor["w"], 1.0)
+    assert moved.anchor["head"].size == moved.anchor["bias"].size == 0
+
+
 def test_set_anchor_copies():
     params = {"w": jnp.ones(3)}
     state = set_anchor(tpgm_jax.ftp(optax.sgd(0.1)).init(params), params)

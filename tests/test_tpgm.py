@@ -1,6 +1,7 @@
 """TPGM beyond parity: when it learns, from what, and what it leaves alone."""
 
 import functools
+from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +134,14 @@ def test_fit_radii_takes_any_iterable_and_returns_one_loss_a_batch():
     np.testing.assert_allclose(fitted.losses, 0.0, atol=1e-12)
     np.testing.assert_allclose(fitted.params["w"], 0.5, rtol=1e-6)
     assert fitted.radii == {"w": pytest.approx(1.0)}
+
+
+def test_fit_radii_pairs_tensors_with_anchors_by_name():
+    tuned = {"a": jnp.ones((2, 2)), "b": jnp.full((2, 2), 10.0)}
+    anchor = OrderedDict(b=jnp.full((2, 2), 10.0), a=jnp.zeros((2, 2)))  # leaves: b, then a
+    fitted = tpgm_jax.fit_radii(lambda p, _: jnp.sum(p["a"]), tuned, anchor, range(2))
+    np.testing.assert_array_equal(fitted.params["b"], 10.0)
+    assert np.all(fitted.params["a"] < 0.6)  # from half of the way, back towards 0
 
 
 def test_fit_radii_leaves_excluded_leaves_and_its_arguments_alone():

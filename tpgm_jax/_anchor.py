@@ -38,7 +38,12 @@ def _mapped(f, params: optax.Params, layout: Layout) -> optax.Params:
 
 def _empty(leaf: Any) -> jax.Array:
     """An array of no elements, and of the rank of `leaf`, so that its sharding fits."""
-    return jnp.zeros((0,) * jnp.ndim(leaf), jnp.result_type(leaf))
+    return jnp.zeros(empty_shape(jnp.ndim(leaf)), jnp.result_type(leaf))
+
+
+def empty_shape(rank: int) -> tuple[int, ...]:
+    """The shape of what is kept of a leaf that is not constrained."""
+    return (0,) * max(rank, 1)
 
 
 def moved(anchor: optax.Params, params: optax.Params) -> optax.Params:
@@ -50,14 +55,14 @@ def moved(anchor: optax.Params, params: optax.Params) -> optax.Params:
     source = by_name(params)
 
     def replacement(name, old):
+        if jnp.size(old) == 0:  # not constrained: a new head need not be in a checkpoint
+            return old
         if name not in source:
             raise ValueError(
                 f"`params` lacks {name!r}, which the state is anchored at: pass the "
                 "parameters of the model that `init` saw."
             )
         new = source[name]
-        if jnp.size(old) == 0 and jnp.ndim(old) > 0:
-            return old
         if jnp.shape(new) != jnp.shape(old):
             raise ValueError(
                 f"`params` has {name!r} of shape {jnp.shape(new)}, but its anchor has shape "

@@ -10,8 +10,9 @@ A *group* is what one radius constrains: a tensor, or one layer of a stacked ten
 """
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +129,18 @@ def layout(params: Any, exclude: Exclude | None = None, axes: AxesSpec | None = 
         TypeError: a constrained leaf is not real floating point.
     """
     names, leaves = leaf_names(params), jax.tree.leaves(params)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(
+            f"two parameters have the same path, {twice!r}, so that no name tells them apart: "
+            "rename a key that has a slash in it."
+        )
+    for name, leaf in zip(names, leaves, strict=True):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
+            raise TypeError(
+                f"{name!r} is a {type(leaf).__name__} and no array: pass the trainable arrays "
+                "alone, such as `eqx.filter(model, eqx.is_inexact_array)`."
+            )
     shapes = dict(zip(names, map(jnp.shape, leaves), strict=True))
     declared = _declared(axes, names, leaves)
     layers = {name: _normalised(declared[name].layers, name, shapes[name]) for name in names}
@@ -183,7 +196,8 @@ def _declared(
 
 
 def _normalised(axes: int | Sequence[int], name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    axes = (axes,) if isinstance(axes, int) else tuple(axes)
+    axes = (axes,) if isinstance(axes, SupportsIndex) else tuple(axes)
+    axes = tuple(map(operator.index, axes))
     if not all(-len(shape) <= axis < len(shape) for axis in axes):
         raise ValueError(
             f"`axes` names axis {axes} of {name!r}, out of range because its shape is {shape}."

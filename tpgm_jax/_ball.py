@@ -72,7 +72,7 @@ def project_to_anchor(
         Gouk et al., "Distance-Based Regularisation of Deep Networks for Fine-Tuning",
         ICLR 2021, https://arxiv.org/abs/2002.08253
     """
-    check_positive(radius, "radius")
+    check_positive(radius, "radius", schedule=True)
     check_norm(norm)
 
     def init_fn(params: optax.Params) -> AnchorState:
@@ -83,7 +83,7 @@ def project_to_anchor(
         del extra_args
         params = check_params(params, "project_to_anchor")
         parts = layout(params, exclude, axes)
-        check_trees(updates, params, state.anchor, parts, "project_to_anchor")
+        check_trees(updates, params, state, parts, "project_to_anchor")
 
         now = radius(state.step) if callable(radius) else radius
         radii = _radii.full(parts, now, _radii.radii_dtype(params, parts))

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tpgm_jax._anchor import empty_shape
 from tpgm_jax._axes import Layout
-from tpgm_jax._names import by_name, closest
+from tpgm_jax._names import by_name, closest, leaf_names
 from tpgm_jax._projection import NORMS
 
 
@@ -28,20 +29,33 @@ def check_norm(norm: Any) -> None:
         raise ValueError(f"`norm` must be one of {', '.join(map(repr, NORMS))}; got {norm!r}.")
 
 
-def check_positive(value: Any, argument: str) -> None:
+def check_positive(value: Any, argument: str, schedule: bool = False) -> None:
+    _check_number(value, argument, schedule)
     # Written so that NaN fails too.
     if isinstance(value, int | float) and not value > 0:
         raise ValueError(f"`{argument}` must be positive; got {value}.")
 
 
-def check_fraction(value: Any, argument: str) -> None:
+def check_fraction(value: Any, argument: str, schedule: bool = False) -> None:
+    _check_number(value, argument, schedule)
     if isinstance(value, int | float) and not 0 <= value <= 1:
         raise ValueError(f"`{argument}` must lie between 0 and 1; got {value}.")
 
 
 def check_count(value: Any, argument: str) -> None:
+    _check_number(value, argument, schedule=False)
     if isinstance(value, float) or (isinstance(value, int) and value < 1):
         raise ValueError(f"`{argument}` must be a whole number, 1 or more; got {value!r}.")
+
+
+def _check_number(value: Any, argument: str, schedule: bool) -> None:
+    if callable(value) and not schedule:
+        raise TypeError(
+            f"`{argument}` must be a number; got a function. To schedule it, build the "
+            "transformation through `optax.inject_hyperparams`."
+        )
+    if not callable(value) and not isinstance(value, int | float) and not hasattr(value, "dtype"):
+        raise TypeError(f"`{argument}` must be a number; got {value!r}.")
 
 
 def check_params(params: Any, caller: str) -> Any:
@@ -53,23 +67,39 @@ def check_params(params: Any, caller: str) -> Any:
     return params
 
 
-def check_trees(updates: Any, params: Any, anchor: Any, layout: Layout, caller: str) -> None:
-    """Gradients, parameters and anchor must be of the same model."""
+def check_trees(updates: Any, params: Any, state: Any, layout: Layout, caller: str) -> None:
+    """Gradients, parameters and state must be of the same model."""
     check_same_shapes(params, updates, "gradients", caller)
     if jax.tree.structure(updates) != jax.tree.structure(params):
         raise ValueError(
             f"`{caller}` got gradients and parameters with the same leaves in different "
-            f"containers, {type(updates).__name__} and {type(params).__name__}: pass "
-            "`jax.grad` the tree that you pass to `update`."
+            f"containers (at the root {type(updates).__name__} and {type(params).__name__}): "
+            "pass `jax.grad` the tree that you pass to `update`."
         )
-    shapes = {name: jnp.shape(leaf) for name, leaf in by_name(anchor).items()}
-    for tensor in layout.tensors:
-        if shapes.get(tensor.name) != tensor.shape:
+    remedy = (
+        "The state is of another model, or of other `exclude` or `axes`: call `init` with these "
+        "parameters, or load the matching checkpoint."
+    )
+    names, anchor = leaf_names(params), jax.tree.leaves(state.anchor)
+    if leaf_names(state.anchor) != names:
+        known = set(leaf_names(state.anchor))
+        first = next((name for name in names if name not in known), "the order of the leaves")
+        raise ValueError(f"`{caller}` got parameters unlike its anchor, in {first!r}. {remedy}")
+    for name, leaf, kept, tensor in zip(
+        names, jax.tree.leaves(params), anchor, layout.leaves, strict=True
+    ):
+        expected = empty_shape(jnp.ndim(leaf)) if tensor is None else tensor.shape
+        if jnp.shape(kept) != expected:
             raise ValueError(
-                f"`{caller}` got {tensor.name!r} of shape {tensor.shape}, but its anchor has "
-                f"shape {shapes.get(tensor.name)}: the state is of another model or of other "
-                "`exclude`. Call `init` with these parameters, or load the matching checkpoint."
+                f"`{caller}` got {name!r} of shape {jnp.shape(leaf)}, but its anchor has shape "
+                f"{jnp.shape(kept)}, where {expected} is expected. {remedy}"
             )
+    groups = sum(tensor.groups for tensor in layout.tensors)
+    if hasattr(state, "radii") and jnp.shape(state.radii) != (groups,):
+        raise ValueError(
+            f"`{caller}` constrains {groups} groups, but the state has radii of shape "
+            f"{jnp.shape(state.radii)}. {remedy}"
+        )
 
 
 def check_same_shapes(params: Any, other: Any, what: str, caller: str) -> None:
@@ -77,12 +107,11 @@ def check_same_shapes(params: Any, other: Any, what: str, caller: str) -> None:
     ours, theirs = by_name(params), by_name(other)
     for name in [*ours, *theirs]:
         if name not in ours or name not in theirs:
-            lacking, having = (what, ours) if name in ours else ("parameters", theirs)
-            missing_from = theirs if having is ours else ours
+            lacking, tree = (what, theirs) if name in ours else ("parameters", ours)
             raise ValueError(
-                f"`{caller}` got {what} and parameters that differ, first at {name!r}: the "
-                f"{lacking} lack it (closest: {closest(name, missing_from) or 'none'}). Pass "
-                "trees of the same model."
+                f"`{caller}` got {what} and parameters that differ: {name!r} is missing from the "
+                f"{lacking} (closest there: {closest(name, tree) or 'none'}). Pass trees of the "
+                "same model."
             )
         if jnp.shape(ours[name]) != jnp.shape(theirs[name]):
             raise ValueError(

@@ -7,6 +7,7 @@ same parameters (dicts, `nnx.State`, boxed linen variables, dataclasses).
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,16 +21,17 @@ Exclude = Pattern | Collection[Pattern] | Callable[[str, Any], bool] | Any
 
 def leaf_names(tree: Any) -> list[str]:
     """Slash-joined paths of the leaves of `tree`, in the order of `jax.tree.leaves`."""
-    return [_join(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
-
-
-def _join(path: Sequence[Any]) -> str:
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    siblings = Counter(path[:-1] for path in paths)
     # A Flax variable (`nnx.Param`, `nn.Partitioned`) is a node with one child called
     # `value`. `nnx.Optimizer` hands `init` variables and `update` their arrays, and
     # the names must be the same in both.
-    if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
-        path = path[:-1]
-    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+    boxed = [
+        siblings[path[:-1]] == 1 and path[-1:] == (jax.tree_util.GetAttrKey("value"),)
+        for path in paths
+    ]
+    paths = [path[:-1] if box else path for path, box in zip(paths, boxed, strict=True)]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
 
 
 def by_name(tree: Any) -> dict[str, Any]:

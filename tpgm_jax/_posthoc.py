@@ -11,7 +11,7 @@ from tpgm_jax import _radii
 from tpgm_jax._axes import AxesSpec, layout
 from tpgm_jax._candidate import candidate
 from tpgm_jax._checks import check_norm, check_same_shapes, with_extra_args
-from tpgm_jax._names import Exclude
+from tpgm_jax._names import Exclude, by_name, leaf_names
 from tpgm_jax._state import named
 from tpgm_jax._tpgm import scalar
 
@@ -50,6 +50,7 @@ def fit_radii(
         for each batch:
             r = clip(r, 1e-8, max over rows of N(d))
             r = r - adam(d/dr value_fn(W0 + min(1, r / n) * d, batch))
+        r  = clip(r, 1e-8, max over rows of N(d))
         W' = W0 + min(1, r / n) * d
 
     Under the l2 norm `W'` lies between anchor and `W`: a learned WiSE-FT, with one mixing
@@ -102,6 +103,10 @@ def fit_radii(
             f"got {type(value_fn).__name__}."
         )
     check_same_shapes(params, anchor, "anchor", "fit_radii")
+    # By name, as leaves of an `OrderedDict` or a dataclass come in an order of their own.
+    by_path = by_name(anchor)
+    in_order = [by_path[name] for name in leaf_names(params)]
+    anchor = jax.tree.unflatten(jax.tree.structure(params), in_order)
     parts = layout(params, exclude, axes)
     dtype = _radii.radii_dtype(params, parts)
 

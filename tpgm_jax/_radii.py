@@ -15,7 +15,8 @@ import optax
 from tpgm_jax._axes import Layout
 from tpgm_jax._projection import wide_dtype
 
-# No radius is smaller: at 0 the projection would forget the direction of the displacement.
+# No radius is smaller, but that of a tensor which has not moved at all: at 0 the projection
+# would forget the direction of the displacement.
 SMALLEST = 1e-8
 
 # The published step size of the radii, in units of the norm.

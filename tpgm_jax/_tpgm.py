@@ -155,7 +155,7 @@ def tpgm(
     def update_fn(updates, state, params=None, *, value_fn=None, **extra_args):
         params = check_params(params, "tpgm")
         parts = layout(params, exclude, axes)
-        check_trees(updates, params, state.anchor, parts, "tpgm")
+        check_trees(updates, params, state, parts, "tpgm")
         held_out_loss = _of_params_and_step(value_fn)
 
         base_updates, base_state = base.update(updates, state.base_state, params, **extra_args)
