@@ -101,6 +101,11 @@ class Layout(NamedTuple):
         return [tensor for tensor in self.leaves if tensor is not None]
 
     @property
+    def groups(self) -> int:
+        """How many radii there are, `G`."""
+        return sum(tensor.groups for tensor in self.tensors)
+
+    @property
     def layers(self) -> list[int]:
         """For each leaf how many layers it stacks; 0: it is not stacked; -1: excluded."""
         return [-1 if t is None else t.groups if t.layers else 0 for t in self.leaves]

@@ -40,8 +40,7 @@ class Candidate(NamedTuple):
     def clip(self, radii: jax.Array, margin: float = 0.0) -> list[jax.Array]:
         """Radii `[G]`, between 1e-8 and their group's largest norm plus `margin`, by leaf.
 
-        Leaf by leaf, so that no leaf waits for the norms of the others: a compiler can then
-        finish with one before it begins with the next, and needs no room to keep them all.
+        Leaf by leaf, so that no leaf's projection waits for the norms of the others.
         """
         r = _radii.spread(radii, self.layout, self.w)
         leaves = zip(r, self.norms, self.layout.tensors, strict=True)

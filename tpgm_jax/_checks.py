@@ -94,10 +94,9 @@ def check_trees(updates: Any, params: Any, state: Any, layout: Layout, caller: s
                 f"`{caller}` got {name!r} of shape {jnp.shape(leaf)}, but its anchor has shape "
                 f"{jnp.shape(kept)}, where {expected} is expected. {remedy}"
             )
-    groups = sum(tensor.groups for tensor in layout.tensors)
-    if hasattr(state, "radii") and jnp.shape(state.radii) != (groups,):
+    if hasattr(state, "radii") and jnp.shape(state.radii) != (layout.groups,):
         raise ValueError(
-            f"`{caller}` constrains {groups} groups, but the state has radii of shape "
+            f"`{caller}` constrains {layout.groups} groups, but the state has radii of shape "
             f"{jnp.shape(state.radii)}. {remedy}"
         )
 

@@ -144,9 +144,7 @@ def ftp(
         https://arxiv.org/abs/2310.19182
     """
     base = with_extra_args(base_optimizer, "base_optimizer")
-    if radius_optimizer is None:
-        radius_optimizer = optax.adam(_radii.LEARNING_RATE)
-    radius_base = with_extra_args(radius_optimizer, "radius_optimizer")
+    radius_base = _radii.optimizer(radius_optimizer)
     check_norm(norm)
     check_fraction(k, "k", schedule=True)
     check_positive(initial_radius, "initial_radius")
@@ -173,8 +171,8 @@ def ftp(
         g, c_previous = parts.select(updates), parts.select(state.displacement)
 
         h = hyper_gradient(g, c_previous, state.radii, parts, norm, exact_gradient)
-        # A group whose gradient is not finite stays where it is, and so does its radius. As the
-        # new displacement then waits for `h`, all reads of the old one come before it, and XLA
+        # A group whose gradient is not finite stays where it is, and its radius is not pushed. As
+        # the new displacement then waits for `h`, all reads of the old one come before it, and XLA
         # writes it in the old one's place; without that order it copies both (on CPU, a
         # quarter of the step's time).
         valid = jnp.isfinite(h)

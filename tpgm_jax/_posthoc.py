@@ -10,7 +10,7 @@ import optax
 from tpgm_jax import _radii
 from tpgm_jax._axes import AxesSpec, layout
 from tpgm_jax._candidate import candidate
-from tpgm_jax._checks import check_norm, check_same_shapes, with_extra_args
+from tpgm_jax._checks import check_norm, check_same_shapes
 from tpgm_jax._names import Exclude, by_name, leaf_names
 from tpgm_jax._state import named
 from tpgm_jax._tpgm import scalar
@@ -94,9 +94,7 @@ def fit_radii(
         CVPR 2023, https://arxiv.org/abs/2303.10720
     """
     check_norm(norm)
-    if radius_optimizer is None:
-        radius_optimizer = optax.adam(_radii.LEARNING_RATE)
-    optimizer = with_extra_args(radius_optimizer, "radius_optimizer")
+    optimizer = _radii.optimizer(radius_optimizer)
     if not callable(value_fn):
         raise TypeError(
             "`value_fn` must be a function `(params, batch)` that returns the held-out loss; "

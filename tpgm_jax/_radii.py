@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from tpgm_jax._axes import Layout
+from tpgm_jax._checks import with_extra_args
 from tpgm_jax._projection import wide_dtype
 
 # No radius is smaller, but that of a tensor which has not moved at all: at 0 the projection
@@ -23,6 +24,12 @@ SMALLEST = 1e-8
 LEARNING_RATE = 1e-2
 
 
+def optimizer(given: optax.GradientTransformation | None) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of the radii: the one given, or the published one."""
+    default = optax.adam(LEARNING_RATE)
+    return with_extra_args(default if given is None else given, "radius_optimizer")
+
+
 def radii_dtype(params: optax.Params, layout: Layout) -> jnp.dtype:
     """float32, or the widest dtype among the constrained leaves where that is wider."""
     pairs = zip(jax.tree.leaves(params), layout.leaves, strict=True)
@@ -31,7 +38,7 @@ def radii_dtype(params: optax.Params, layout: Layout) -> jnp.dtype:
 
 def full(layout: Layout, value: jax.typing.ArrayLike, dtype: jnp.dtype) -> jax.Array:
     """`[G]` radii, all of the same `value`."""
-    return jnp.full(sum(tensor.groups for tensor in layout.tensors), value, dtype)
+    return jnp.full(layout.groups, value, dtype)
 
 
 def spread(radii: jax.Array, layout: Layout, leaves: Sequence[jax.Array]) -> list[jax.Array]:

@@ -133,9 +133,7 @@ def tpgm(
         CVPR 2023, https://arxiv.org/abs/2303.10720
     """
     base = with_extra_args(base_optimizer, "base_optimizer")
-    if radius_optimizer is None:
-        radius_optimizer = optax.adam(_radii.LEARNING_RATE)
-    radius_base = with_extra_args(radius_optimizer, "radius_optimizer")
+    radius_base = _radii.optimizer(radius_optimizer)
     check_norm(norm)
     check_count(steps, "steps")
     check_count(every, "every")
