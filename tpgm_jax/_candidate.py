@@ -17,8 +17,7 @@ class Candidate(NamedTuple):
     Attributes:
         layout: which leaves are constrained, and how.
         updates: the base optimizer's updates, the whole tree.
-        u: the constrained leaves of `updates`.
-        w: those of the parameters.
+        w: the constrained leaves of the parameters.
         w0: those of the anchor.
         d: their displacements, `(W - W0) + u`.
         norms: `N(d)`, one for each row or each group.
@@ -26,7 +25,6 @@ class Candidate(NamedTuple):
 
     layout: Layout
     updates: optax.Updates
-    u: list[jax.Array]
     w: list[jax.Array]
     w0: list[jax.Array]
     d: list[jax.Array]
@@ -37,19 +35,24 @@ class Candidate(NamedTuple):
         pairs = zip(self.norms, self.layout.tensors, strict=True)
         return _radii.gather([t.smallest(n) for n, t in pairs], self.layout, dtype)
 
-    def clip(self, radii: jax.Array, margin: float = 0.0) -> list[jax.Array]:
-        """Radii `[G]`, between 1e-8 and their group's largest norm plus `margin`, by leaf.
+    def largest(self, dtype: jnp.dtype) -> jax.Array:
+        """The largest norm among each group's rows, `[G]`."""
+        pairs = zip(self.norms, self.layout.tensors, strict=True)
+        return _radii.gather([t.largest(n) for n, t in pairs], self.layout, dtype)
+
+    def clip(self, radii: jax.Array) -> list[jax.Array]:
+        """Radii `[G]`, between 1e-8 and their group's largest norm, by leaf.
 
         Leaf by leaf, so that no leaf's projection waits for the norms of the others.
         """
         r = _radii.spread(radii, self.layout, self.w)
         leaves = zip(r, self.norms, self.layout.tensors, strict=True)
-        return [_radii.clip(x.astype(n.dtype), t.largest(n) + margin) for x, n, t in leaves]
+        return [_radii.clip(x, t.largest(n)) for x, n, t in leaves]
 
     def project(self, r: list[jax.Array]) -> optax.Updates:
         """The updates that end at `W0 + min(1, r / n) * d`, with a radius for each leaf."""
         n = [x + EPSILON for x in self.norms]
-        leaves = zip(self.u, self.w, self.w0, self.d, n, r, strict=True)
+        leaves = zip(self.w, self.w0, self.d, n, r, strict=True)
         return self.layout.replace(self.updates, [projected_update(*leaf) for leaf in leaves])
 
 
@@ -59,15 +62,15 @@ def candidate(
     anchor: optax.Params,
     layout: Layout,
     norm: str,
-    valid: jax.Array | None = None,
+    valid: list[jax.Array] | None = None,
 ) -> Candidate:
     """Measures how far `params + updates` would lie from the anchor.
 
-    Groups that are not `valid`, bools `[G]`, stay where they are. Default: all are.
+    Groups that are not `valid`, bools for each leaf, stay where they are. Default: all are.
     """
     u, w, w0 = (layout.select(tree) for tree in (updates, params, anchor))
     if valid is not None:
-        u = [jnp.where(ok, x, 0) for ok, x in zip(_radii.spread(valid, layout, w), u, strict=True)]
+        u = [jnp.where(ok, x, 0) for ok, x in zip(valid, u, strict=True)]
     d = [displacement(*leaf) for leaf in zip(w, u, w0, strict=True)]
     size = [norms(*leaf, norm) for leaf in zip(d, layout.tensors, strict=True)]
-    return Candidate(layout, updates, u, w, w0, d, size)
+    return Candidate(layout, updates, w, w0, d, size)

@@ -23,7 +23,7 @@ from tpgm_jax._checks import (
     with_extra_args,
 )
 from tpgm_jax._names import Exclude
-from tpgm_jax._projection import EPSILON, norms, shrinkage, wide_dtype
+from tpgm_jax._projection import EPSILON, inner_products, norms, shrinkage, wide_dtype
 
 
 class FTPState(NamedTuple):
@@ -175,28 +175,32 @@ def ftp(
         # the new displacement then waits for `h`, all reads of the old one come before it, and XLA
         # writes it in the old one's place; without that order it copies both (on CPU, a
         # quarter of the step's time).
-        valid = jnp.isfinite(h)
-        h = jnp.where(valid, h, 0)
+        valid = [jnp.isfinite(x) for x in h]
         w_plus_u = candidate(base_updates, params, state.anchor, parts, norm, valid)
-        h = jnp.where(h > 0, (k(state.step) if callable(k) else k) * h, h)
 
         dtype, first = state.radii.dtype, state.step == 0
+        push = _radii.gather(h, parts, dtype)
+        push = jnp.where(jnp.isfinite(push), push, 0)
+        push = jnp.where(push > 0, (k(state.step) if callable(k) else k) * push, push)
         initial = _radii.full(parts, initial_radius, dtype)
         learned, radius_state = _radii.descend(
             radius_base,
-            h.astype(dtype),
+            push.astype(dtype),
             _radii.where_first(first, radius_base.init(initial), state.radius_state),
             jnp.where(first, initial, state.radii),
         )
-        r = w_plus_u.clip(learned, margin=EPSILON)
-        r = [jnp.where(first, initial_radius, radius).astype(radius.dtype) for radius in r]
+        # The projection does without the upper clip, beyond which a radius constrains nothing: it
+        # would have all leaves wait for each other's norms.
+        learned = jnp.where(first, initial, jnp.maximum(learned, _radii.SMALLEST))
+        largest = w_plus_u.largest(dtype) + EPSILON
+        r = _radii.spread(learned, parts, w_plus_u.w)
 
         c = [x.astype(old.dtype) for x, old in zip(w_plus_u.d, c_previous, strict=True)]
         return w_plus_u.project(r), FTPState(
             step=optax.safe_increment(state.step),
             base_state=base_state,
             anchor=state.anchor,
-            radii=_radii.gather(r, parts, dtype),
+            radii=jnp.where(first, initial, jnp.minimum(learned, largest)),
             radius_state=radius_state,
             displacement=parts.replace(state.displacement, c),
             layers=state.layers,
@@ -212,7 +216,7 @@ def hyper_gradient(
     layout: Layout,
     norm: str,
     exact: bool,
-) -> jax.Array:
+) -> list[jax.Array]:
     """Derivative in the radii of the loss's linear model at the projected parameters.
 
     The gradient in `r` of `<g, W0 + (r / n) * c>`, the map to the sphere. With `exact`, of
@@ -227,16 +231,17 @@ def hyper_gradient(
         exact: leave out the rows inside the ball.
 
     Returns:
-        `[G]`, in units of loss per unit of `norm`.
+        One array for each leaf, of its `radius_shape`, in units of loss per unit of `norm`.
     """
     g = [x.astype(wide_dtype(x)) for x in gradients]
     c = [x.astype(wide_dtype(x)) for x in displacements]
     n = [norms(*leaf, norm) + EPSILON for leaf in zip(c, layout.tensors, strict=True)]
+    # Before the ratio, which is one number for all that a product extends over.
+    slopes = [inner_products(*leaf, norm) for leaf in zip(g, c, layout.tensors, strict=True)]
 
     def linear_loss(r: list[jax.Array]) -> jax.Array:
         ratios = [shrinkage(*x) if exact else x[0] / x[1] for x in zip(r, n, strict=True)]
-        products = [jnp.sum(x * (y * z)) for x, y, z in zip(g, ratios, c, strict=True)]
+        products = [jnp.sum(x * y) for x, y in zip(ratios, slopes, strict=True)]
         return sum(products, jnp.zeros([], radii.dtype))
 
-    h = jax.grad(linear_loss)(_radii.spread(radii, layout, displacements))
-    return _radii.gather(h, layout, radii.dtype)
+    return jax.grad(linear_loss)(_radii.spread(radii, layout, displacements))

@@ -53,11 +53,21 @@ def norms(d: jax.Array, tensor: Tensor, norm: str) -> jax.Array:
         norm: "mars" or "l2".
     """
     if norm == "mars":
-        return jnp.sum(jnp.abs(d), axis=tensor.inputs, keepdims=True)
-    squares = jnp.sum(d * d, axis=tensor.inputs + tensor.rows, keepdims=True)
+        return jnp.sum(jnp.abs(d), axis=measured_axes(tensor, norm), keepdims=True)
+    squares = inner_products(d, d, tensor, norm)
     # The square root's slope at 0 is infinite, and infinity times 0 is NaN.
     moved = squares > 0
     return jnp.where(moved, jnp.sqrt(jnp.where(moved, squares, 1.0)), 0.0)
+
+
+def inner_products(x: jax.Array, y: jax.Array, tensor: Tensor, norm: str) -> jax.Array:
+    """`<x, y>`, of each row ("mars") or of each group ("l2"): shaped like `norms`."""
+    return jnp.sum(x * y, axis=measured_axes(tensor, norm), keepdims=True)
+
+
+def measured_axes(tensor: Tensor, norm: str) -> tuple[int, ...]:
+    """Axes along which one norm extends."""
+    return tensor.inputs if norm == "mars" else tensor.inputs + tensor.rows
 
 
 def shrinkage(radius: jax.Array, n: jax.Array) -> jax.Array:
@@ -71,17 +81,14 @@ def shrinkage(radius: jax.Array, n: jax.Array) -> jax.Array:
 
 
 def projected_update(
-    update: jax.Array,
-    params: jax.Array,
-    anchor: jax.Array,
-    d: jax.Array,
-    n: jax.Array,
-    radius: jax.Array,
+    params: jax.Array, anchor: jax.Array, d: jax.Array, n: jax.Array, radius: jax.Array
 ) -> jax.Array:
     """The update that ends at `W0 + min(1, r / n) * d`, in the dtype of `params`.
 
-    Inside the ball that is `update` itself, bit for bit.
+    Inside the ball that is the base optimizer's, but for the rounding of `W - W0` and `d`. To
+    return that one itself would be to keep it, an array as large as the parameters, until
+    the norms of the displacement are known.
     """
     # `u - (1 - ratio) * d` is shorter, but cancels when `u` dwarfs the radius.
     pulled = (anchor.astype(d.dtype) - params.astype(d.dtype)) + shrinkage(radius, n) * d
-    return jnp.where(radius > n, update.astype(d.dtype), pulled).astype(params.dtype)
+    return pulled.astype(params.dtype)

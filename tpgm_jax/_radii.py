@@ -42,10 +42,11 @@ def full(layout: Layout, value: jax.typing.ArrayLike, dtype: jnp.dtype) -> jax.A
 
 
 def spread(radii: jax.Array, layout: Layout, leaves: Sequence[jax.Array]) -> list[jax.Array]:
-    """`[G]` to one array for each leaf, to broadcast against it."""
+    """`[G]` to one array for each leaf, to broadcast against it, in the leaf's wide dtype."""
     arrays, start = [], 0
     for tensor, leaf in zip(layout.tensors, leaves, strict=True):
         radius = radii[start : start + tensor.groups].reshape(tensor.radius_shape)
+        radius = radius.astype(wide_dtype(leaf))
         arrays.append(_laid_like(radius, leaf, tensor.layers))
         start += tensor.groups
     return arrays
