@@ -178,7 +178,7 @@ CASES = {
     "exclude widened since init": (
         lambda: ftp(SGD, exclude="head").update(PARAMS, STATE, PARAMS),
         ValueError,
-        "of other `exclude` or `axes`",
+        "of other `exclude`, `axes`",
     ),
     "axes changed since init": (
         lambda: ftp(SGD, axes={"head": Axes(layers=0)}).update(PARAMS, STATE, PARAMS),

@@ -12,8 +12,9 @@ from conftest import make_step, make_update, random_tree
 import tpgm_jax
 from tpgm_jax._axes import layout
 from tpgm_jax._ftp import hyper_gradient
+from tpgm_jax._previous import kept
 from tpgm_jax._projection import EPSILON, norms, shrinkage
-from tpgm_jax._radii import gather
+from tpgm_jax._radii import gather, spread
 
 SHAPES = {"bias": (4,), "dense": (3, 4), "layers": (2, 3, 4)}
 AXES = {"layers": tpgm_jax.Axes(layers=0)}
@@ -27,6 +28,11 @@ def sizes(c, norm):
     return [np.sum(np.abs(x), axis=0, keepdims=True) + 1e-8 for x in tensors]
 
 
+def previous(c, parts, norm):
+    """The projection of the displacements `c`; where it starts from does not matter here."""
+    return kept(c, c, c, parts, norm)
+
+
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("norm", ["mars", "l2"])
 @pytest.mark.parametrize("exact", [False, True])
@@ -35,7 +41,14 @@ def test_hyper_gradient_equals_closed_form_and_central_differences(norm, exact):
     parts = layout(c, axes=AXES)
     # Radii in the midst of the norms, so that some rows are inside the ball.
     radii = jnp.array([2.0, 2.5, 2.5, 2.0])
-    h = hyper_gradient(parts.select(g), parts.select(c), radii, parts, norm, exact)
+    h = hyper_gradient(
+        parts.select(g),
+        previous(parts.select(c), parts, norm),
+        spread(radii, parts, parts.select(c)),
+        exact,
+        parts,
+        norm,
+    )
     h = gather(h, parts, radii.dtype)
 
     g, c = jax.tree.map(np.asarray, (g, c))
@@ -78,8 +91,13 @@ def test_the_hyper_gradient_is_the_derivative_of_the_loss_through_the_projection
         return anchor + shrinkage(r, n) * c
 
     radius = jnp.min(n) / 2
-    h = hyper_gradient([jax.grad(loss)(projected(radius))], [c], radius[None], parts, "mars", False)
-    np.testing.assert_allclose(h[0].item(), jax.grad(lambda r: loss(projected(r)))(radius), rtol=1e-12)
+    before = previous([c], parts, "mars")
+    h = hyper_gradient(
+        [jax.grad(loss)(projected(radius))], before, [radius[None, None]], False, parts, "mars"
+    )
+    np.testing.assert_allclose(
+        h[0].item(), jax.grad(lambda r: loss(projected(r)))(radius), rtol=1e-12
+    )
 
 
 def test_the_first_update_ends_at_the_initial_radius_and_the_base_state_advances():

@@ -1,4 +1,4 @@
-"""What the states keep of the parameters: the anchor, and trees shaped like it."""
+"""The anchor: where it comes from, and what the states keep of it."""
 
 from typing import Any
 
@@ -7,7 +7,57 @@ import jax.numpy as jnp
 import optax
 
 from tpgm_jax._axes import Layout
-from tpgm_jax._names import by_name
+from tpgm_jax._names import by_name, closest
+
+# The parameters that `init` sees, copied into the state; a tree that each `update` is handed;
+# or zeros, for adapters that are added to frozen weights.
+ANCHORS = ("init", "argument", "zero")
+
+
+def held(params: optax.Params, layout: Layout, source: str) -> optax.Params:
+    """What the state keeps of an anchor of this source."""
+    return copied(params, layout) if source == "init" else empties(params)
+
+
+def used(
+    source: str, state_anchor: optax.Params, argument: Any, params: optax.Params, layout: Layout
+) -> optax.Params:
+    """The anchor that an update measures from, in the structure of `params`.
+
+    Raises:
+        ValueError: an anchor that was handed in but is not asked for, or the reverse; or
+            that lacks a constrained leaf, or has it in another shape.
+    """
+    if (argument is not None) != (source == "argument"):
+        raise ValueError(
+            "`update` needs the keyword `anchor`, the pre-trained parameters, because the "
+            "transformation was built with `anchor='argument'`: call `update(grads, state, "
+            "params, anchor=pretrained)`."
+            if argument is None
+            else "`update` was handed an `anchor`, but the transformation was built with "
+            f"`anchor={source!r}` and would not look at it: build it with `anchor='argument'`."
+        )
+    if source == "init":
+        return state_anchor
+    if source == "zero":
+        return jax.tree.map(jnp.zeros_like, params)
+    given = by_name(argument)
+
+    def matching(name, leaf, tensor):
+        if tensor is None:  # not constrained: a new head need not be in a reference model
+            return leaf
+        if name not in given or jnp.shape(given[name]) != tensor.shape:
+            found = f"of shape {jnp.shape(given[name])}" if name in given else "missing"
+            raise ValueError(
+                f"the `anchor` handed to `update` has {name!r} {found}, where {tensor.shape} is "
+                f"expected (closest: {closest(name, given) or 'none'}): pass the pre-trained "
+                "parameters of the same model, or `exclude` what it lacks."
+            )
+        return given[name]
+
+    pairs = zip(by_name(params).items(), layout.leaves, strict=True)
+    leaves = [matching(name, leaf, tensor) for (name, leaf), tensor in pairs]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
 def copied(params: optax.Params, layout: Layout) -> optax.Params:
@@ -28,6 +78,11 @@ def zeros(params: optax.Params, layout: Layout) -> optax.Params:
     # The dtype is named because a zero made like a weakly typed number is weak as well,
     # and a state must not change type when it is updated.
     return _mapped(lambda leaf: jnp.zeros_like(leaf, jnp.result_type(leaf)), params, layout)
+
+
+def empties(params: optax.Params) -> optax.Params:
+    """Nothing for any leaf, under the names of all."""
+    return jax.tree.map(_empty, params)
 
 
 def _mapped(f, params: optax.Params, layout: Layout) -> optax.Params:

@@ -9,7 +9,7 @@ import optax
 from tpgm_jax import _anchor, _radii
 from tpgm_jax._axes import AxesSpec, layout
 from tpgm_jax._candidate import candidate
-from tpgm_jax._checks import check_norm, check_params, check_positive, check_trees
+from tpgm_jax._checks import check_anchor, check_norm, check_params, check_positive, check_trees
 from tpgm_jax._names import Exclude
 
 
@@ -18,7 +18,8 @@ class AnchorState(NamedTuple):
 
     Attributes:
         step: updates made since `init` or `set_anchor`, int32 of shape `()`.
-        anchor: the parameters given to `init`; empty at leaves that are not constrained.
+        anchor: the parameters given to `init`; empty at leaves that are not constrained, and
+            everywhere if the anchor comes from elsewhere.
     """
 
     step: jax.typing.ArrayLike
@@ -31,6 +32,7 @@ def project_to_anchor(
     norm: str = "mars",
     exclude: Exclude | None = None,
     axes: AxesSpec | None = None,
+    anchor: str = "init",
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps every parameter within a fixed distance of its value at `init`.
 
@@ -48,6 +50,7 @@ def project_to_anchor(
         norm: "mars", the L1 norm of each row, or "l2", the norm of the whole tensor.
         exclude: leaves whose update passes untouched; as for `ftp`.
         axes: which axes index rows and stacked layers; as for `ftp`.
+        anchor: where `W0` comes from: "init", "argument" or "zero"; as for `ftp`.
 
     Returns:
         A transformation whose `update` needs `params`. Its state is an `AnchorState`.
@@ -74,20 +77,21 @@ def project_to_anchor(
     """
     check_positive(radius, "radius", schedule=True)
     check_norm(norm)
+    check_anchor(anchor)
 
     def init_fn(params: optax.Params) -> AnchorState:
-        anchor = _anchor.copied(params, layout(params, exclude, axes))
-        return AnchorState(step=jnp.zeros([], jnp.int32), anchor=anchor)
+        held = _anchor.held(params, layout(params, exclude, axes), anchor)
+        return AnchorState(step=jnp.zeros([], jnp.int32), anchor=held)
 
     def update_fn(updates, state, params=None, **extra_args):
-        del extra_args
         params = check_params(params, "project_to_anchor")
         parts = layout(params, exclude, axes)
-        check_trees(updates, params, state, parts, "project_to_anchor")
+        check_trees(updates, params, state, parts, "project_to_anchor", anchor=anchor == "init")
+        w0 = _anchor.used(anchor, state.anchor, extra_args.get("anchor"), params, parts)
 
         now = radius(state.step) if callable(radius) else radius
         radii = _radii.full(parts, now, _radii.radii_dtype(params, parts))
-        w_plus_u = candidate(updates, params, state.anchor, parts, norm)
+        w_plus_u = candidate(updates, params, w0, parts, norm)
         projected = w_plus_u.project(_radii.spread(radii, parts, w_plus_u.w))
         step = optax.safe_increment(state.step)
         return projected, AnchorState(step, state.anchor)

@@ -62,15 +62,21 @@ def candidate(
     anchor: optax.Params,
     layout: Layout,
     norm: str,
-    valid: list[jax.Array] | None = None,
+    start: list[jax.Array] | None = None,
 ) -> Candidate:
     """Measures how far `params + updates` would lie from the anchor.
 
-    Groups that are not `valid`, bools for each leaf, stay where they are. Default: all are.
+    Args:
+        updates: the base optimizer's.
+        params: the parameters.
+        anchor: of which the leaves that are not constrained are not read.
+        layout: of the leaves.
+        norm: "mars" or "l2".
+        start: `W - W0` of the constrained leaves, where it is known better than that.
     """
     u, w, w0 = (layout.select(tree) for tree in (updates, params, anchor))
-    if valid is not None:
-        u = [jnp.where(ok, x, 0) for ok, x in zip(valid, u, strict=True)]
-    d = [displacement(*leaf) for leaf in zip(w, u, w0, strict=True)]
+    if start is None:
+        start = [displacement(*leaf) for leaf in zip(w, w0, strict=True)]
+    d = [x + y.astype(x.dtype) for x, y in zip(start, u, strict=True)]
     size = [norms(*leaf, norm) for leaf in zip(d, layout.tensors, strict=True)]
     return Candidate(layout, updates, w, w0, d, size)

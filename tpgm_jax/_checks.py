@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tpgm_jax._anchor import empty_shape
+from tpgm_jax._anchor import ANCHORS, empty_shape
 from tpgm_jax._axes import Layout
 from tpgm_jax._names import by_name, closest, leaf_names
 from tpgm_jax._projection import NORMS
@@ -25,8 +25,17 @@ def check_optimizer(optimizer: Any, argument: str) -> None:
 
 
 def check_norm(norm: Any) -> None:
-    if norm not in NORMS:
-        raise ValueError(f"`norm` must be one of {', '.join(map(repr, NORMS))}; got {norm!r}.")
+    check_choice(norm, NORMS, "norm")
+
+
+def check_choice(value: Any, choices: tuple[str, ...], argument: str) -> None:
+    if value not in choices:
+        expected = ", ".join(map(repr, choices))
+        raise ValueError(f"`{argument}` must be one of {expected}; got {value!r}.")
+
+
+def check_anchor(value: Any) -> None:
+    check_choice(value, ANCHORS, "anchor")
 
 
 def check_positive(value: Any, argument: str, schedule: bool = False) -> None:
@@ -67,8 +76,18 @@ def check_params(params: Any, caller: str) -> Any:
     return params
 
 
-def check_trees(updates: Any, params: Any, state: Any, layout: Layout, caller: str) -> None:
-    """Gradients, parameters and state must be of the same model."""
+def check_trees(updates: Any, params: Any, state: Any, layout: Layout, caller: str, **kept: bool):
+    """Gradients, parameters and state must be of the same model.
+
+    Args:
+        updates: the gradients.
+        params: the parameters.
+        state: one of ours.
+        layout: of the leaves.
+        caller: the transformation's name, for the error.
+        kept: for each field of the state that is shaped like the parameters, whether this
+            transformation keeps its numbers. The names of its leaves it keeps in any case.
+    """
     check_same_shapes(params, updates, "gradients", caller)
     if jax.tree.structure(updates) != jax.tree.structure(params):
         raise ValueError(
@@ -77,23 +96,28 @@ def check_trees(updates: Any, params: Any, state: Any, layout: Layout, caller: s
             "pass `jax.grad` the tree that you pass to `update`."
         )
     remedy = (
-        "The state is of another model, or of other `exclude` or `axes`: call `init` with these "
-        "parameters, or load the matching checkpoint."
+        "The state is of another model, or of other `exclude`, `axes`, `anchor` or `memory`: "
+        "call `init` with these parameters, or load the matching checkpoint."
     )
-    names, anchor = leaf_names(params), jax.tree.leaves(state.anchor)
-    if leaf_names(state.anchor) != names:
-        known = set(leaf_names(state.anchor))
-        first = next((name for name in names if name not in known), "the order of the leaves")
-        raise ValueError(f"`{caller}` got parameters unlike its anchor, in {first!r}. {remedy}")
-    for name, leaf, kept, tensor in zip(
-        names, jax.tree.leaves(params), anchor, layout.leaves, strict=True
-    ):
-        expected = empty_shape(jnp.ndim(leaf)) if tensor is None else tensor.shape
-        if jnp.shape(kept) != expected:
+    names = leaf_names(params)
+    for field, whole in kept.items():
+        tree = getattr(state, field)
+        if leaf_names(tree) != names:
+            known = set(leaf_names(tree))
+            first = next((name for name in names if name not in known), "the order of the leaves")
             raise ValueError(
-                f"`{caller}` got {name!r} of shape {jnp.shape(leaf)}, but its anchor has shape "
-                f"{jnp.shape(kept)}, where {expected} is expected. {remedy}"
+                f"`{caller}` got parameters unlike its {field}, in {first!r}. {remedy}"
             )
+        for name, leaf, array, tensor in zip(
+            names, jax.tree.leaves(params), jax.tree.leaves(tree), layout.leaves, strict=True
+        ):
+            empty = tensor is None or not whole
+            expected = empty_shape(jnp.ndim(leaf)) if empty else jnp.shape(leaf)
+            if jnp.shape(array) != expected:
+                raise ValueError(
+                    f"`{caller}` got {name!r} of shape {jnp.shape(leaf)}, but its {field} has "
+                    f"shape {jnp.shape(array)}, where {expected} is expected. {remedy}"
+                )
     if hasattr(state, "radii") and jnp.shape(state.radii) != (layout.groups,):
         raise ValueError(
             f"`{caller}` constrains {layout.groups} groups, but the state has radii of shape "

@@ -15,6 +15,8 @@ from tpgm_jax import _anchor, _radii
 from tpgm_jax._axes import AxesSpec, Layout, layout
 from tpgm_jax._candidate import candidate
 from tpgm_jax._checks import (
+    check_anchor,
+    check_choice,
     check_fraction,
     check_norm,
     check_params,
@@ -23,7 +25,8 @@ from tpgm_jax._checks import (
     with_extra_args,
 )
 from tpgm_jax._names import Exclude
-from tpgm_jax._projection import EPSILON, inner_products, norms, shrinkage, wide_dtype
+from tpgm_jax._previous import MEMORY, Previous, kept, recovered
+from tpgm_jax._projection import EPSILON, inner_products, shrinkage, wide_dtype
 
 
 class FTPState(NamedTuple):
@@ -32,11 +35,13 @@ class FTPState(NamedTuple):
     Attributes:
         step: updates made since `init` or `set_anchor`, int32 of shape `()`.
         base_state: state of the wrapped optimizer.
-        anchor: the parameters given to `init`; empty at leaves that are not constrained.
+        anchor: the parameters given to `init`; empty at leaves that are not constrained, and
+            everywhere if the anchor comes from elsewhere.
         radii: `[G]`, one for each group, in units of `norm`; zeros until the first update.
         radius_state: state of the optimizer of `radii`.
         displacement: `c`, how far the last step would have gone from the anchor. Shaped
-            like the parameters; empty at leaves that are not constrained.
+            like the parameters; empty at leaves that are not constrained, and everywhere
+            with `memory="compact"`.
         layers: int32, for each leaf how many layers it stacks; 0: it is not stacked;
             -1: it is not constrained. For `tpgm_jax.radii`.
     """
@@ -60,6 +65,8 @@ def ftp(
     axes: AxesSpec | None = None,
     initial_radius: jax.typing.ArrayLike = 1e-8,
     exact_gradient: bool = False,
+    memory: str = "full",
+    anchor: str = "init",
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer to keep each tensor within a learned radius of its anchor.
 
@@ -116,6 +123,14 @@ def ftp(
         initial_radius: radius at the first step, in units of `norm`. Positive.
         exact_gradient: take `h` over the rows outside the ball alone, where the previous
             projection depended on the radius. The published method sums over all rows.
+        memory: "full" keeps `c` in the state, an array as large as the parameters. "compact"
+            recovers it from the parameters: `c_{t-1} / n_{t-1}` is `(W - W0) / N(W - W0)`. So
+            that this is not lost among roundings, a row is then stored no nearer to its anchor
+            than `256 * eps * N(W0)` (in half precision `eps * N(W0)`); the radii and the next
+            step do without that floor.
+        anchor: where `W0` comes from. "init": the parameters that `init` sees, copied.
+            "argument": the keyword `anchor` of each `update`, for those who hold the pre-trained
+            model anyway. "zero": zeros, for adapters. The latter two keep nothing.
 
     Returns:
         A transformation whose `update` needs `params`. Its state is an `FTPState`.
@@ -148,6 +163,14 @@ def ftp(
     check_norm(norm)
     check_fraction(k, "k", schedule=True)
     check_positive(initial_radius, "initial_radius")
+    check_choice(memory, MEMORY, "memory")
+    check_anchor(anchor)
+    full = memory == "full"
+    if exact_gradient and not full:
+        raise ValueError(
+            "`exact_gradient` needs `memory='full'`: which rows were outside the ball before they "
+            "were projected can not be told from where they are now."
+        )
 
     def init_fn(params: optax.Params) -> FTPState:
         parts = layout(params, exclude, axes)
@@ -155,30 +178,39 @@ def ftp(
         return FTPState(
             step=jnp.zeros([], jnp.int32),
             base_state=base.init(params),
-            anchor=_anchor.copied(params, parts),
+            anchor=_anchor.held(params, parts, anchor),
             radii=radii,
             radius_state=radius_base.init(radii),
-            displacement=_anchor.zeros(params, parts),
+            displacement=_anchor.zeros(params, parts) if full else _anchor.empties(params),
             layers=jnp.array(parts.layers, jnp.int32),
         )
 
     def update_fn(updates, state, params=None, **extra_args):
         params = check_params(params, "ftp")
         parts = layout(params, exclude, axes)
-        check_trees(updates, params, state, parts, "ftp")
-
+        check_trees(
+            updates, params, state, parts, "ftp", anchor=anchor == "init", displacement=full
+        )
+        whole_w0 = _anchor.used(anchor, state.anchor, extra_args.get("anchor"), params, parts)
         base_updates, base_state = base.update(updates, state.base_state, params, **extra_args)
-        g, c_previous = parts.select(updates), parts.select(state.displacement)
 
-        h = hyper_gradient(g, c_previous, state.radii, parts, norm, exact_gradient)
+        dtype, first = state.radii.dtype, state.step == 0
+        g, w, w0 = (parts.select(tree) for tree in (updates, params, whole_w0))
+        r_previous = _radii.spread(state.radii, parts, w)
+        if full:
+            previous = kept(parts.select(state.displacement), w, w0, parts, norm)
+        else:
+            previous = recovered(w, w0, r_previous, first, parts, norm)
+        h = hyper_gradient(g, previous, r_previous, exact_gradient, parts, norm)
         # A group whose gradient is not finite stays where it is, and its radius is not pushed. As
         # the new displacement then waits for `h`, all reads of the old one come before it, and XLA
         # writes it in the old one's place; without that order it copies both (on CPU, a
         # quarter of the step's time).
         valid = [jnp.isfinite(x) for x in h]
-        w_plus_u = candidate(base_updates, params, state.anchor, parts, norm, valid)
+        u = [jnp.where(*x, 0) for x in zip(valid, parts.select(base_updates), strict=True)]
+        whole_u = parts.replace(base_updates, u)
+        w_plus_u = candidate(whole_u, params, whole_w0, parts, norm, previous.start)
 
-        dtype, first = state.radii.dtype, state.step == 0
         push = _radii.gather(h, parts, dtype)
         push = jnp.where(jnp.isfinite(push), push, 0)
         push = jnp.where(push > 0, (k(state.step) if callable(k) else k) * push, push)
@@ -193,9 +225,13 @@ def ftp(
         # would have all leaves wait for each other's norms.
         learned = jnp.where(first, initial, jnp.maximum(learned, _radii.SMALLEST))
         largest = w_plus_u.largest(dtype) + EPSILON
-        r = _radii.spread(learned, parts, w_plus_u.w)
+        r = _radii.spread(learned, parts, w)
+        if full:
+            c = [x.astype(old.dtype) for x, old in zip(w_plus_u.d, w, strict=True)]
+        else:
+            r = [jnp.maximum(*x) for x in zip(r, previous.floor, strict=True)]
+            c = parts.select(state.displacement)
 
-        c = [x.astype(old.dtype) for x, old in zip(w_plus_u.d, c_previous, strict=True)]
         return w_plus_u.project(r), FTPState(
             step=optax.safe_increment(state.step),
             base_state=base_state,
@@ -211,11 +247,11 @@ def ftp(
 
 def hyper_gradient(
     gradients: list[jax.Array],
-    displacements: list[jax.Array],
-    radii: jax.Array,
+    previous: Previous,
+    radii: list[jax.Array],
+    exact: bool,
     layout: Layout,
     norm: str,
-    exact: bool,
 ) -> list[jax.Array]:
     """Derivative in the radii of the loss's linear model at the projected parameters.
 
@@ -224,24 +260,24 @@ def hyper_gradient(
 
     Args:
         gradients: `g_t`, one for each constrained leaf.
-        displacements: `c_{t-1}`, likewise; zero before the first step.
-        radii: `[G]`, those that projected `c_{t-1}`.
+        previous: `c_{t-1}` and `n_{t-1}`; `c` is zero before the first step.
+        radii: those that projected `c_{t-1}`, one array for each leaf.
+        exact: leave out the rows inside the ball.
         layout: of the leaves.
         norm: "mars" or "l2".
-        exact: leave out the rows inside the ball.
 
     Returns:
         One array for each leaf, of its `radius_shape`, in units of loss per unit of `norm`.
     """
     g = [x.astype(wide_dtype(x)) for x in gradients]
-    c = [x.astype(wide_dtype(x)) for x in displacements]
-    n = [norms(*leaf, norm) + EPSILON for leaf in zip(c, layout.tensors, strict=True)]
     # Before the ratio, which is one number for all that a product extends over.
-    slopes = [inner_products(*leaf, norm) for leaf in zip(g, c, layout.tensors, strict=True)]
+    leaves = zip(g, previous.c, layout.tensors, strict=True)
+    slopes = [inner_products(*leaf, norm) for leaf in leaves]
 
     def linear_loss(r: list[jax.Array]) -> jax.Array:
-        ratios = [shrinkage(*x) if exact else x[0] / x[1] for x in zip(r, n, strict=True)]
+        pairs = zip(r, previous.n, strict=True)
+        ratios = [shrinkage(*x) if exact else x[0] / x[1] for x in pairs]
         products = [jnp.sum(x * y) for x, y in zip(ratios, slopes, strict=True)]
-        return sum(products, jnp.zeros([], radii.dtype))
+        return sum(products, jnp.zeros([]))
 
-    return jax.grad(linear_loss)(_radii.spread(radii, layout, displacements))
+    return jax.grad(linear_loss)(radii)

@@ -29,14 +29,14 @@ def wide_dtype(leaf: jax.Array) -> jnp.dtype:
     return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
 
 
-def displacement(params: jax.Array, update: jax.Array, anchor: jax.Array) -> jax.Array:
-    """`d = (W - W0) + u`, in the wide dtype.
+def displacement(params: jax.Array, anchor: jax.Array) -> jax.Array:
+    """`W - W0`, in the wide dtype.
 
-    In this order because `W` lies near `W0`: their difference is then exact, where
+    Taken before `u` is added because `W` lies near `W0`: their difference is then exact, where
     `(W + u) - W0` would first round `u` to the spacing of floats around `W`.
     """
     dtype = wide_dtype(params)
-    return (params.astype(dtype) - anchor.astype(dtype)) + update.astype(dtype)
+    return params.astype(dtype) - anchor.astype(dtype)
 
 
 def norms(d: jax.Array, tensor: Tensor, norm: str) -> jax.Array:

@@ -15,7 +15,14 @@ import optax
 from tpgm_jax import _anchor, _radii
 from tpgm_jax._axes import AxesSpec, layout
 from tpgm_jax._candidate import candidate
-from tpgm_jax._checks import check_count, check_norm, check_params, check_trees, with_extra_args
+from tpgm_jax._checks import (
+    check_anchor,
+    check_count,
+    check_norm,
+    check_params,
+    check_trees,
+    with_extra_args,
+)
 from tpgm_jax._names import Exclude
 
 
@@ -25,7 +32,8 @@ class TPGMState(NamedTuple):
     Attributes:
         step: updates made since `init` or `set_anchor`, int32 of shape `()`.
         base_state: state of the wrapped optimizer.
-        anchor: the parameters given to `init`; empty at leaves that are not constrained.
+        anchor: the parameters given to `init`; empty at leaves that are not constrained, and
+            everywhere if the anchor comes from elsewhere.
         radii: `[G]`, one for each group, in units of `norm`; zeros until the first update.
         radius_state: state of the optimizer of `radii`.
         layers: int32, for each leaf how many layers it stacks; 0: it is not stacked;
@@ -49,6 +57,7 @@ def tpgm(
     norm: str = "mars",
     exclude: Exclude | None = None,
     axes: AxesSpec | None = None,
+    anchor: str = "init",
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer to keep each tensor within a radius learned on held-out data.
 
@@ -96,6 +105,7 @@ def tpgm(
         norm: "mars", the L1 norm of each row, or "l2", the norm of the whole tensor.
         exclude: leaves that get the base optimizer's update untouched; as for `ftp`.
         axes: which axes index rows and stacked layers; as for `ftp`.
+        anchor: where `W0` comes from: "init", "argument" or "zero"; as for `ftp`.
 
     Returns:
         A transformation whose `update` needs `params` and `value_fn`. Its state is a
@@ -135,6 +145,7 @@ def tpgm(
     base = with_extra_args(base_optimizer, "base_optimizer")
     radius_base = _radii.optimizer(radius_optimizer)
     check_norm(norm)
+    check_anchor(anchor)
     check_count(steps, "steps")
     check_count(every, "every")
 
@@ -144,7 +155,7 @@ def tpgm(
         return TPGMState(
             step=jnp.zeros([], jnp.int32),
             base_state=base.init(params),
-            anchor=_anchor.copied(params, parts),
+            anchor=_anchor.held(params, parts, anchor),
             radii=radii,
             radius_state=radius_base.init(radii),
             layers=jnp.array(parts.layers, jnp.int32),
@@ -153,11 +164,12 @@ def tpgm(
     def update_fn(updates, state, params=None, *, value_fn=None, **extra_args):
         params = check_params(params, "tpgm")
         parts = layout(params, exclude, axes)
-        check_trees(updates, params, state, parts, "tpgm")
+        check_trees(updates, params, state, parts, "tpgm", anchor=anchor == "init")
+        w0 = _anchor.used(anchor, state.anchor, extra_args.get("anchor"), params, parts)
         held_out_loss = _of_params_and_step(value_fn)
 
         base_updates, base_state = base.update(updates, state.base_state, params, **extra_args)
-        w_plus_u = candidate(base_updates, params, state.anchor, parts, norm)
+        w_plus_u = candidate(base_updates, params, w0, parts, norm)
         dtype = state.radii.dtype
 
         def value(r, i):
