@@ -78,12 +78,28 @@ def worst(received, expected):
     )
 
 
-@each_dtype
+@pytest.mark.parametrize(
+    ("memory", "dtype", "tolerance"),
+    [
+        ("full", "float64", FLOAT64),
+        ("full", "float32", FLOAT32),
+        # Weights of 0.1 in rows of up to 10: the floor is 256 * 2e-16 * 1 and a weight's share of
+        # it less; a row at the radius 1e-8 is known to 2e-17 / 1e-9 of each weight's move.
+        ("compact", "float64", 1e-7),
+        # The share of a weight in the floor is 256 * 1.2e-7 of its size, here up to 1.
+        ("compact", "float32", 1e-4),
+    ],
+)
 @pytest.mark.parametrize("name", FTP_TRACES)
-def test_ftp_reproduces_the_trace(name, dtype, tolerance):
+def test_ftp_reproduces_the_trace(name, memory, dtype, tolerance):
     with jax.enable_x64(dtype == "float64"):
         trace = Trace(name, dtype)
-        tx = tpgm_jax.ftp(base_optimizer(trace.meta), k=trace.meta["k"], exclude=trace.exclude)
+        tx = tpgm_jax.ftp(
+            base_optimizer(trace.meta),
+            k=trace.meta["k"],
+            exclude=trace.exclude,
+            memory=memory,
+        )
 
         def step(carry, grads):
             params, state = carry

@@ -30,6 +30,7 @@ WRAPPERS = {
     "ftp chained": lambda: optax.chain(
         optax.clip_by_global_norm(1.0), ftp(ADAMW, k=lambda step: 1 / (step + 1))
     ),
+    "ftp compact": lambda: ftp(optax.adam(0.1), memory="compact", **PARTS),
     "tpgm": lambda: tpgm(optax.adam(0.1)),
     "tpgm of parts": lambda: tpgm(
         optax.sgd(0.1, momentum=0.9), steps=2, every=2, norm="l2", **PARTS

@@ -1,0 +1,190 @@
+"""`memory="compact"`: the same radii without the stored displacement."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import make_step, random_tree
+
+import tpgm_jax
+
+SHAPES = {
+    "gain": (),
+    "bias": (7,),
+    "dense/kernel": (20, 7),
+    "conv/kernel": (3, 3, 4, 5),
+    "layers/kernel": (3, 20, 7),
+    "head": (7, 2),
+}
+PARTS = {"exclude": "head", "axes": {"layers/.*": tpgm_jax.Axes(layers=0)}}
+each_norm = pytest.mark.parametrize("norm", ["mars", "l2"])
+
+
+def trajectory(dtype, steps=80, **options):
+    """Parameters and radii of every step, on given gradients that turn round half-way."""
+    anchor, there = random_tree(SHAPES, 0, dtype=dtype), random_tree(SHAPES, 1, dtype=dtype)
+    noise = random_tree({name: (steps, *shape) for name, shape in SHAPES.items()}, 2, dtype=dtype)
+    tx = tpgm_jax.ftp(optax.adam(1e-2), **PARTS, **options)
+
+    def step(carry, given):
+        params, state = carry
+        t, noise = given
+        # Out for half of the time, then back to the anchor, where radii collapse.
+        sign = jnp.where(t < steps // 2, -1.0, 1.0).astype(dtype)
+        grads = {name: sign * there[name] + 0.3 * noise[name] for name in there}
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), (params, state.radii)
+
+    steps_and_noise = (jnp.arange(steps), noise)
+    return jax.jit(lambda: jax.lax.scan(step, (anchor, tx.init(anchor)), steps_and_noise)[1])()
+
+
+@each_norm
+def test_float32_follows_the_stored_displacement_in_float64(norm):
+    with jax.enable_x64(True):
+        expected = trajectory(jnp.float64, norm=norm)
+        exact_params, exact_radii = jax.tree.map(np.asarray, expected)
+    params, radii = trajectory(jnp.float32, norm=norm, memory="compact")
+    # As for the published traces: what is asked of the compact memory in float32.
+    np.testing.assert_allclose(radii, exact_radii, rtol=0, atol=1e-4)
+    for name, value in params.items():
+        # A row on its floor is off by its weights' share of 256 ulps of its own size.
+        share = 1.0 if norm == "mars" else np.sqrt(value[0].size)
+        floor = 256 * 1.2e-7 * share * np.abs(value[0]).max()
+        np.testing.assert_allclose(value, exact_params[name], rtol=0, atol=1e-4 + floor)
+
+
+@each_norm
+def test_float64_recovers_the_displacement_to_rounding(norm):
+    with jax.enable_x64(True):
+        expected = trajectory(jnp.float64, norm=norm)
+        received = trajectory(jnp.float64, norm=norm, memory="compact")
+        # The floor is 256 * 2e-16 = 6e-14 of a row. Above it the direction is known to 1 / 256 of
+        # an ulp only where the radius is at its least, 1e-8, which is far above.
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6), received, expected
+        )
+
+
+def test_a_collapsed_radius_recovers_at_the_same_step():
+    # One weight of size 1 a row; the gradient points back for 60 steps and then out for good.
+    def radii(memory):
+        params = {"kernel": jnp.ones((4, 3))}
+        tx = tpgm_jax.ftp(optax.sgd(1e-2), memory=memory)
+        step, state, found = make_step(tx), tx.init(params), []
+        for t in range(160):
+            sign = 1.0 if 40 <= t < 100 else -1.0
+            params, state = step(params, state, {"kernel": jnp.full((4, 3), sign)})
+            found.append(float(state.radii[0]))
+        return np.array(found)
+
+    full, compact = radii("full"), radii("compact")
+    assert full[60:].min() == pytest.approx(1e-8)  # it does collapse
+    assert full[-1] > 0.1
+    np.testing.assert_array_equal(full < 1e-3, compact < 1e-3)
+    np.testing.assert_allclose(compact, full, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "floor"),
+    # Rows of 4 weights of size 2: N(W0) = 8, and the floor 256 * 2^-23 * 8, or 2^-7 * 8.
+    [(jnp.float32, 2.0**-12), (jnp.bfloat16, 2.0**-4)],
+)
+def test_no_row_is_stored_nearer_than_its_floor(dtype, floor):
+    params = {"kernel": jnp.full((4, 3), 2.0, dtype)}
+    tx = tpgm_jax.ftp(optax.sgd(1.0), memory="compact")
+    moved, state = make_step(tx)(params, tx.init(params), {"kernel": -jnp.ones((4, 3), dtype)})
+    np.testing.assert_array_equal(moved["kernel"].astype(jnp.float32) - 2.0, floor / 4)
+    assert tpgm_jax.radii(state, params) == {"kernel": pytest.approx(1e-8)}
+
+
+def test_the_next_step_starts_where_the_radius_wanted_the_row():
+    params = {"kernel": jnp.full((4, 3), 2.0)}
+    tx = tpgm_jax.ftp(optax.sgd(1.0), memory="compact", initial_radius=1e-8)
+    step, state = make_step(tx), tx.init(params)
+    params, state = step(params, state, {"kernel": jnp.full((4, 3), -1.0)})
+    # No update: what remains is the displacement, of norm 1e-8 and not 2^-12.
+    params, state = step(params, state, {"kernel": jnp.zeros((4, 3))})
+    # The radius cannot exceed the norm of what the step started from, plus 1e-8.
+    assert tpgm_jax.radii(state, params)["kernel"] <= 2.1e-8
+
+
+def test_a_row_that_was_inside_the_ball_was_not_lifted():
+    # The radius is below the floor of 2^-12; of the two rows one went less far than it.
+    params = {"kernel": jnp.full((4, 2), 2.0)}
+    tx = tpgm_jax.ftp(optax.sgd(1.0), memory="compact", initial_radius=1e-4)
+    step, state = make_step(tx), tx.init(params)
+    near = 2.0**-20  # of the rows' weights, four spacings of numbers from 2 on
+    moved, state = step(params, state, {"kernel": jnp.tile(jnp.array([-1.0, -near]), (4, 1))})
+    again, _ = step(moved, state, {"kernel": jnp.zeros((4, 2))})
+    np.testing.assert_array_equal(moved["kernel"][:, 1] - 2.0, near)
+    np.testing.assert_array_equal(again["kernel"][:, 1], moved["kernel"][:, 1])
+
+
+def test_weights_moved_by_others_are_not_mistaken_for_a_floor():
+    # The radius of 1 is above the floor, so that a step starts from wherever the weights are.
+    def after_two_steps(memory):
+        params = {"kernel": jnp.ones((4, 3))}
+        tx = tpgm_jax.ftp(optax.sgd(1.0), memory=memory, initial_radius=1.0)
+        _, state = make_step(tx)(params, tx.init(params), {"kernel": -jnp.ones((4, 3))})
+        away = {"kernel": params["kernel"] + jnp.array([[0.1, 2.0, -5.0]])}
+        sideways = {"kernel": jnp.tile(jnp.array([[1.0], [-1.0]]), (2, 3))}
+        return make_step(tx)(away, state, sideways)[0]["kernel"]
+
+    # Numbers up to 5, rounded a few times by 2^-22.
+    np.testing.assert_allclose(
+        after_two_steps("compact"), after_two_steps("full"), rtol=0, atol=5e-6
+    )
+
+
+def test_the_first_step_starts_from_the_weights_wherever_they_are():
+    anchor, params = {"kernel": jnp.ones((4, 3))}, {"kernel": jnp.full((4, 3), 1.5)}
+    tx = tpgm_jax.ftp(optax.sgd(1.0), memory="compact", anchor="argument", initial_radius=9.0)
+    step = make_step(tx, anchor=anchor)
+    moved, _ = step(params, tx.init(params), {"kernel": jnp.zeros((4, 3))})
+    np.testing.assert_array_equal(moved["kernel"], params["kernel"])
+
+
+def test_the_state_is_one_anchor_larger_than_the_base_optimizers():
+    params = random_tree({"kernel": (300, 400)}, 0)
+
+    def size(tx):
+        return sum(x.nbytes for x in jax.tree.leaves(tx.init(params)))
+
+    base, one = size(optax.adam(1e-3)), params["kernel"].nbytes
+    small = 100  # radii, their Adam and counters: seven numbers
+    assert size(tpgm_jax.ftp(optax.adam(1e-3), memory="compact")) - base - one < small
+    without = tpgm_jax.ftp(optax.adam(1e-3), memory="compact", anchor="argument")
+    assert size(without) - base < small
+
+
+def test_bfloat16_trains_at_least_as_well():
+    def final_loss(memory):
+        shapes = {"kernel": (32, 8)}
+        target = random_tree(shapes, 1, scale=0.2)["kernel"]
+        params = random_tree(shapes, 0, dtype=jnp.bfloat16)
+        goal = params["kernel"].astype(jnp.float32) + target
+        tx = tpgm_jax.ftp(optax.adam(1e-2), memory=memory)
+        step, state = make_step(tx), tx.init(params)
+        for _ in range(300):
+            error = params["kernel"].astype(jnp.float32) - goal
+            params, state = step(params, state, {"kernel": error.astype(jnp.bfloat16)})
+        return float(jnp.mean((params["kernel"].astype(jnp.float32) - goal) ** 2))
+
+    # The rounding of the weights alone, 2^-8 of numbers up to 2, leaves about 1e-5.
+    assert final_loss("compact") <= final_loss("full") + 1e-5
+
+
+def test_exact_gradient_needs_the_displacement():
+    with pytest.raises(ValueError, match="memory='full'"):
+        tpgm_jax.ftp(optax.sgd(0.1), exact_gradient=True, memory="compact")
+
+
+def test_a_state_of_the_other_memory_is_refused():
+    params = {"kernel": jnp.ones((4, 3))}
+    state = tpgm_jax.ftp(optax.sgd(0.1)).init(params)
+    tx = tpgm_jax.ftp(optax.sgd(0.1), memory="compact")
+    with pytest.raises(ValueError, match=r"displacement has shape \(4, 3\).*`memory`"):
+        tx.update(params, state, params)
