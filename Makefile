@@ -4,14 +4,14 @@ BIN := .venv/bin
 ARGS ?=
 export JAX_PLATFORMS ?=
 
-.PHONY: help demo test lint wheel bench clean
+.PHONY: help demo test lint wheel bench bench-scaling bench-compact clean
 
 help:
 	@echo "make demo   fine-tune on handwritten digits: a table and results/demo/figure.png"
 	@echo "            options: make demo ARGS='--fast --seed 1'"
 	@echo "make test   lint, types, tests, doctests, and the built wheel in an environment of its own"
 	@echo "make lint   ruff and pyright alone"
-	@echo "make bench  benchmarks"
+	@echo "make bench  what a step costs; make bench-scaling: how that grows"
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
@@ -39,6 +39,12 @@ wheel: .venv/test
 
 bench: .venv/test
 	$(BIN)/python benchmarks/step_cost.py $(ARGS)
+
+bench-scaling: .venv/test
+	$(BIN)/python benchmarks/scaling.py $(ARGS)
+
+bench-compact: .venv/test
+	$(BIN)/python -m benchmarks.compact_memory $(ARGS)
 
 clean:
 	rm -rf .venv results dist build

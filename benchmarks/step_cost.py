@@ -1,30 +1,35 @@
-"""What an optimizer step costs with FTP, against the optimizer on its own.
+"""What FTP and TPGM add to an optimizer step, and to a whole training step.
 
-The jitted, donated step alone: gradients in, parameters and state out. All methods run in
-one process, in turn, so that a machine whose speed drifts is fair to each; the ratios
-are what to read. Gradients differ from step to step, as a repeated one would let
-saturated branches settle.
+The optimizer step is gradients in, parameters and state out; the training step has forward
+and backward passes before it. Both are jitted and donated. All methods run in one process, in
+turn, so that a machine whose speed drifts is fair to each; the ratios are what to read.
+Gradients differ from step to step, as a repeated one would let saturated branches settle.
 
-    python benchmarks/step_cost.py --preset vit_b16 --rounds 15
+    make bench ARGS='--preset vit_b16 --scope optimizer --rounds 15'
 """
 
 import argparse
 import csv
+import math
 import os
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from models import MODELS
+from tqdm import tqdm
 from trees import AXES, PRESETS, random_like
 
 import tpgm_jax
 
 COLUMNS: list[str] = [
+    "scope",
     "preset",
     "method",
     "milliseconds",
@@ -35,10 +40,22 @@ COLUMNS: list[str] = [
     "temporary_copies",
     "state_copies",
     "bytes_accessed_copies",
-    "share_of_copy_bandwidth",
+    "gigabytes_per_second",
+    "copy_gigabytes_per_second",
     "machine",
     "jax",
 ]
+
+# What a two-pass step has to move at least, in arrays as large as the parameters, each read or
+# written once a pass. AdamW reads gradient, parameter and two moments and writes the last three.
+ARRAYS = {
+    "adamw": 7,
+    "ftp(adamw)": 13,
+    "ftp(adamw), compact": 12,
+    "adamw, project_to_anchor": 11,
+    "sgd": 5,
+    "ftp(sgd)": 11,
+}
 
 
 class Measured(NamedTuple):
@@ -50,38 +67,70 @@ class Measured(NamedTuple):
     times: list[float]
 
 
-def methods(axes: Any) -> dict[str, optax.GradientTransformation]:
+def methods(scope: str, axes: Any) -> dict[str, optax.GradientTransformation]:
     adamw, sgd = optax.adamw(1e-4), optax.sgd(1e-2, momentum=0.9)
-    return {
+    found: dict[str, optax.GradientTransformation] = {
         "adamw": adamw,
         "ftp(adamw)": tpgm_jax.ftp(adamw, axes=axes),
+        "ftp(adamw), compact": tpgm_jax.ftp(adamw, axes=axes, memory="compact"),
         "adamw, project_to_anchor": optax.chain(adamw, tpgm_jax.project_to_anchor(0.1, axes=axes)),
         "sgd": sgd,
         "ftp(sgd)": tpgm_jax.ftp(sgd, axes=axes),
     }
+    if scope == "training":
+        # Without a loss on held-out data there is no TPGM, and with it a step is a training step.
+        found["tpgm(adamw)"] = tpgm_jax.tpgm(adamw, axes=axes)
+        found["tpgm(adamw), every 5th"] = tpgm_jax.tpgm(adamw, axes=axes, every=5)
+    return found
 
 
-def prepare(tx: optax.GradientTransformation, shapes: Any, grads: Any) -> Measured:
-    """Compiles the step, and takes it twice: the first step of FTP is a special one."""
+def optimizer_step(tx: optax.GradientTransformation, preset: str) -> Callable[..., Any]:
+    del preset
 
     def step(params, state, grads):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    params = random_like(shapes, seed=0, scale=0.02)
+    return step
+
+
+def training_step(tx: optax.GradientTransformation, preset: str) -> Callable[..., Any]:
+    loss, tx = MODELS[preset].loss, optax.with_extra_args_support(tx)
+
+    def step(params, state, batches):
+        batch, held_out = batches
+        grads = jax.grad(loss)(params, *batch)
+        value_fn = lambda params: loss(params, *held_out)  # noqa: E731
+        updates, state = tx.update(grads, state, params, value_fn=value_fn)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def inputs(scope: str, preset: str) -> list[Any]:
+    """What two steps in turn are given: gradients, or a batch and one held out."""
+    if scope == "optimizer":
+        return [random_like(PRESETS[preset](), seed=1 + i, scale=1e-3) for i in range(2)]
+    batch = MODELS[preset].batch
+    return [(batch(i), batch(2 + i)) for i in range(2)]
+
+
+def prepare(step: Callable[..., Any], tx: Any, preset: str, given: list[Any]) -> Measured:
+    """Compiles the step, and takes it twice: the first step of FTP is a special one."""
+    params = random_like(PRESETS[preset](), seed=0, scale=0.02)
     carry = (params, tx.init(params))
     start = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*carry, grads[0]).compile()
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*carry, given[0]).compile()
     seconds = time.perf_counter() - start
-    for i in range(2):
-        carry = compiled(*carry, grads[i])
+    for x in given:
+        carry = compiled(*carry, x)
     return Measured(compiled, jax.block_until_ready(carry), seconds, [])
 
 
-def copy_seconds(array: jax.Array, repeats: int = 9) -> float:
-    """Median time to read an array and write it again, in place: no fresh pages."""
+def copy_seconds(size: int, repeats: int = 9) -> float:
+    """Median time to read that many bytes and write them again, in place: no fresh pages."""
     copy = jax.jit(lambda x: x + 1, donate_argnums=0)
-    array, times = jax.block_until_ready(copy(array)), []
+    array, times = jax.block_until_ready(copy(jnp.ones(size // 4, jnp.float32))), []
     for _ in range(repeats):
         start = time.perf_counter()
         array = jax.block_until_ready(copy(array))
@@ -89,77 +138,107 @@ def copy_seconds(array: jax.Array, repeats: int = 9) -> float:
     return statistics.median(times)
 
 
-def measure(preset: str, rounds: int, only: list[str] | None) -> list[dict[str, Any]]:
-    shapes = PRESETS[preset]()
-    grads = [random_like(shapes, seed=1 + i, scale=1e-3) for i in range(2)]
-    size = sum(x.nbytes for x in jax.tree.leaves(grads[0]))
-    chosen = {k: v for k, v in methods(AXES.get(preset)).items() if not only or k in only}
+def measure(scope: str, preset: str, rounds: int, only: list[str] | None) -> list[dict[str, Any]]:
+    make_step = {"optimizer": optimizer_step, "training": training_step}[scope]
+    given = inputs(scope, preset)
+    size = 4 * sum(math.prod(shape) for shape in PRESETS[preset]().values())
+    seconds_per_copy = copy_seconds(size)
     measured = {}
-    for name, tx in chosen.items():
-        measured[name] = prepare(tx, shapes, grads)
-        print(f"  {name}: compiled in {measured[name].compile_seconds:.1f} s", flush=True)
+    for name, tx in methods(scope, AXES.get(preset)).items():
+        if not only or name in only:
+            measured[name] = prepare(make_step(tx, preset), tx, preset, given)
+            tqdm.write(f"  {name}: compiled in {measured[name].compile_seconds:.1f} s")
 
-    for i in range(rounds):
+    for i in tqdm(range(rounds), desc=f"{preset}, {scope}", unit="round"):
         for name, one in measured.items():
+            # Every fifth step of one method costs more than the others: five make a round.
+            steps, carry = 5 if "5th" in name else 1, one.carry
             start = time.perf_counter()
-            carry = jax.block_until_ready(one.step(*one.carry, grads[i % 2]))
-            one.times.append(time.perf_counter() - start)
+            for j in range(steps):
+                carry = one.step(*carry, given[(i + j) % 2])
+            jax.block_until_ready(carry)
+            one.times.append((time.perf_counter() - start) / steps)
             measured[name] = one._replace(carry=carry)
+    return [row(scope, preset, name, measured, size, seconds_per_copy) for name in measured]
 
-    seconds_per_copy = copy_seconds(jnp.ones(size // 4, jnp.float32))
+
+def row(
+    scope: str,
+    preset: str,
+    name: str,
+    measured: dict[str, Measured],
+    size: int,
+    seconds_per_copy: float,
+) -> dict[str, Any]:
+    one, base = measured[name], measured.get("sgd" if "sgd" in name else "adamw")
+    pairs = zip(one.times, (base or one).times, strict=True)
+    memory, cost = one.step.memory_analysis(), one.step.cost_analysis() or {}
+    middle = statistics.median(one.times)
+    speed = float("nan")
+    if scope == "optimizer":
+        speed = ARRAYS[name] * size / middle / 1e9
+    values = [scope, preset, name, 1e3 * middle, 1e3 * min(one.times), 1e3 * max(one.times)]
+    values += [statistics.median(a / b for a, b in pairs), one.compile_seconds]
+    values += [memory.temp_size_in_bytes / size]
+    values += [sum(x.nbytes for x in jax.tree.leaves(one.carry[1])) / size]
+    values += [float(cost.get("bytes accessed", float("nan"))) / size]
+    values += [speed, 2 * size / seconds_per_copy / 1e9, machine(), jax.__version__]
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def machine() -> str:
     device = jax.devices()[0].device_kind
-    machine = f"{platform.machine()}, {os.cpu_count()} cores" if device == "cpu" else device
-    rows = []
-    for name, one in measured.items():
-        base = "sgd" if "sgd" in name else "adamw"
-        pairs = zip(one.times, measured.get(base, one).times, strict=True)
-        memory, cost = one.step.memory_analysis(), one.step.cost_analysis()
-        accessed = float((cost or {}).get("bytes accessed", float("nan"))) / size
-        state = sum(x.nbytes for x in jax.tree.leaves(one.carry[1])) / size
-        middle = statistics.median(one.times)
-        # AdamW reads gradient, parameter and both moments and writes the last three: the
-        # fewest arrays that each method has to move, read or written once a pass.
-        fewest = {"adamw": 7, "sgd": 5, "ftp(adamw)": 13, "ftp(sgd)": 11}.get(name, 12)
-        row = [preset, name, 1e3 * middle, 1e3 * min(one.times), 1e3 * max(one.times)]
-        row += [statistics.median(a / b for a, b in pairs), one.compile_seconds]
-        row += [memory.temp_size_in_bytes / size, state, accessed]
-        row += [fewest / 2 * seconds_per_copy / middle, machine, jax.__version__]
-        rows.append(dict(zip(COLUMNS, row, strict=True)))
-    return rows
+    return f"{platform.machine()}, {os.cpu_count()} cores" if device == "cpu" else device
 
 
 def rounded(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def write(rows: list[dict[str, Any]], path: Path) -> None:
-    """Writes beside and renames, so that a kill leaves the old results whole."""
+def merge(rows: list[dict[str, Any]], path: Path) -> None:
+    """Puts rows in the place of those of the same scope and preset; the others stay.
+
+    Written beside and renamed, so that a kill leaves the old results whole.
+    """
+    kept = []
+    if path.exists():
+        with path.open(newline="") as file:
+            fresh = {(r["scope"], r["preset"], r["method"]) for r in rows}
+            kept = [
+                r
+                for r in csv.DictReader(file)
+                if (r["scope"], r["preset"], r["method"]) not in fresh
+            ]
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".partial")
     with beside.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows({k: rounded(v) for k, v in row.items()} for row in rows)
+        writer.writerows(kept)
+        writer.writerows({k: rounded(v) for k, v in r.items()} for r in rows)
     beside.replace(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--preset", nargs="*", choices=PRESETS, default=list(PRESETS))
+    scopes = ["optimizer", "training"]
+    parser.add_argument("--scope", nargs="*", choices=scopes, default=scopes)
     parser.add_argument("--method", nargs="*", help="only these, such as adamw 'ftp(adamw)'")
-    parser.add_argument("--rounds", type=int, default=15, help="timed steps of each method")
+    parser.add_argument("--rounds", type=int, default=9, help="timed steps of each method")
     parser.add_argument("--output", type=Path, default=Path("results/step_cost.csv"))
     options = parser.parse_args()
     rows = []
-    for preset in options.preset:
-        print(preset, flush=True)
-        rows += measure(preset, options.rounds, options.method)
-        write(rows, options.output)
+    for scope in options.scope:
+        for preset in options.preset:
+            new = measure(scope, preset, options.rounds, options.method)
+            merge(new, options.output)
+            rows += new
     shown = [c for c in COLUMNS if c not in ("machine", "jax")]
-    print("\n" + "  ".join(f"{c.replace('_', ' ')}" for c in shown))
-    for row in rows:
-        print("  ".join(rounded(row[c]).rjust(len(c)) for c in shown))
-    print(f"\n{rows[0]['machine']}, jax {jax.__version__}; also in {options.output}")
+    print("  ".join(c.replace("_", " ") for c in shown))
+    for r in rows:
+        print("  ".join(rounded(r[c]).rjust(len(c)) for c in shown))
+    print(f"\n{machine()}, jax {jax.__version__}; also in {options.output}")
 
 
 if __name__ == "__main__":
