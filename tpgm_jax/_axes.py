@@ -115,6 +115,11 @@ class Layout(NamedTuple):
         pairs = zip(jax.tree.leaves(tree), self.leaves, strict=True)
         return [jnp.asarray(leaf) for leaf, tensor in pairs if tensor is not None]
 
+    def leave(self, tree: Any) -> list[jax.Array]:
+        """The leaves of `tree` that are not constrained."""
+        pairs = zip(jax.tree.leaves(tree), self.leaves, strict=True)
+        return [leaf for leaf, tensor in pairs if tensor is None]
+
     def replace(self, tree: Any, constrained: Sequence[jax.Array]) -> Any:
         """`tree` with its constrained leaves exchanged for those given."""
         old, treedef = jax.tree.flatten(tree)

@@ -62,7 +62,7 @@ def candidate(
     anchor: optax.Params,
     layout: Layout,
     norm: str,
-    start: list[jax.Array] | None = None,
+    d: list[jax.Array] | None = None,
 ) -> Candidate:
     """Measures how far `params + updates` would lie from the anchor.
 
@@ -72,11 +72,11 @@ def candidate(
         anchor: of which the leaves that are not constrained are not read.
         layout: of the leaves.
         norm: "mars" or "l2".
-        start: `W - W0` of the constrained leaves, where it is known better than that.
+        d: the displacements of the constrained leaves, where they are not `(W - W0) + u`.
     """
     u, w, w0 = (layout.select(tree) for tree in (updates, params, anchor))
-    if start is None:
+    if d is None:
         start = [displacement(*leaf) for leaf in zip(w, w0, strict=True)]
-    d = [x + y.astype(x.dtype) for x, y in zip(start, u, strict=True)]
+        d = [x + y.astype(x.dtype) for x, y in zip(start, u, strict=True)]
     size = [norms(*leaf, norm) for leaf in zip(d, layout.tensors, strict=True)]
     return Candidate(layout, updates, w, w0, d, size)

@@ -24,6 +24,7 @@ from tpgm_jax._checks import (
     check_trees,
     with_extra_args,
 )
+from tpgm_jax._guard import all_finite, where
 from tpgm_jax._names import Exclude
 from tpgm_jax._previous import MEMORY, Previous, kept, recovered
 from tpgm_jax._projection import EPSILON, inner_products, shrinkage, wide_dtype
@@ -44,6 +45,7 @@ class FTPState(NamedTuple):
             with `memory="compact"`.
         layers: int32, for each leaf how many layers it stacks; 0: it is not stacked;
             -1: it is not constrained. For `tpgm_jax.radii`.
+        skipped: updates that were not made, as the gradient was not finite, int32 of shape `()`.
     """
 
     step: jax.typing.ArrayLike
@@ -53,6 +55,7 @@ class FTPState(NamedTuple):
     radius_state: optax.OptState
     displacement: optax.Params
     layers: jax.Array
+    skipped: jax.typing.ArrayLike
 
 
 def ftp(
@@ -89,9 +92,10 @@ def ftp(
 
         optax.chain(optax.clip_by_global_norm(1.0), ftp(optax.adamw(1e-4)))
 
-    A tensor whose gradient is not finite keeps its parameters for that step, and its radius is
-    not pushed. Its base optimizer is another matter: guard that with `optax.apply_if_finite`,
-    inside of `ftp` or around it.
+    A step whose gradient is not finite, in whatever tensor, is skipped: constrained parameters,
+    radii, their optimizer and the displacement stay as they were, `skipped` in the state counts
+    one more, and the base optimizer is handed zeros. Numbers that are not finite in the base
+    optimizer's own update count as 0.
 
     The radii's own Adam is in the state as well, so that a bare `optax.tree.get(state, "count")`
     finds two; tell them apart by `filtering=lambda path, _: "radius_state" not in
@@ -183,6 +187,7 @@ def ftp(
             radius_state=radius_base.init(radii),
             displacement=_anchor.zeros(params, parts) if full else _anchor.empties(params),
             layers=jnp.array(parts.layers, jnp.int32),
+            skipped=jnp.zeros([], jnp.int32),
         )
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -192,7 +197,6 @@ def ftp(
             updates, params, state, parts, "ftp", anchor=anchor == "init", displacement=full
         )
         whole_w0 = _anchor.used(anchor, state.anchor, extra_args.get("anchor"), params, parts)
-        base_updates, base_state = base.update(updates, state.base_state, params, **extra_args)
 
         dtype, first = state.radii.dtype, state.step == 0
         g, w, w0 = (parts.select(tree) for tree in (updates, params, whole_w0))
@@ -202,17 +206,24 @@ def ftp(
         else:
             previous = recovered(w, w0, r_previous, first, parts, norm)
         h = hyper_gradient(g, previous, r_previous, exact_gradient, parts, norm)
-        # A group whose gradient is not finite stays where it is, and its radius is not pushed. As
-        # the new displacement then waits for `h`, all reads of the old one come before it, and XLA
-        # writes it in the old one's place; without that order it copies both (on CPU, a
-        # quarter of the step's time).
-        valid = [jnp.isfinite(x) for x in h]
-        u = [jnp.where(*x, 0) for x in zip(valid, parts.select(base_updates), strict=True)]
-        whole_u = parts.replace(base_updates, u)
-        w_plus_u = candidate(whole_u, params, whole_w0, parts, norm, previous.start)
-
         push = _radii.gather(h, parts, dtype)
-        push = jnp.where(jnp.isfinite(push), push, 0)
+        # A product with NaN or infinity is neither finite nor dropped by a zero displacement, so
+        # that the gradients that are in `h` need no pass of their own.
+        floors = [jnp.sum(x) for x in previous.floor]
+        finite = all_finite([push, *floors, *parts.leave(updates)])
+
+        # All that follows waits for `finite`, and so for the last use of the old displacement: XLA
+        # then writes the new one in its place, where it would copy both (on CPU, a quarter
+        # of the step's time), and sums over devices together what belongs to the same stage.
+        base_updates, base_state = base.update(
+            where(finite, updates, 0.0), state.base_state, params, **extra_args
+        )
+        u = [jnp.where(finite & jnp.isfinite(x), x, 0) for x in parts.select(base_updates)]
+        d = [x + y.astype(x.dtype) for x, y in zip(previous.start, u, strict=True)]
+        if full:
+            d = where(finite, d, previous.c)
+        w_plus_u = candidate(base_updates, params, whole_w0, parts, norm, d)
+
         push = jnp.where(push > 0, (k(state.step) if callable(k) else k) * push, push)
         initial = _radii.full(parts, initial_radius, dtype)
         learned, radius_state = _radii.descend(
@@ -227,19 +238,23 @@ def ftp(
         largest = w_plus_u.largest(dtype) + EPSILON
         r = _radii.spread(learned, parts, w)
         if full:
-            c = [x.astype(old.dtype) for x, old in zip(w_plus_u.d, w, strict=True)]
+            c = [x.astype(old.dtype) for x, old in zip(d, w, strict=True)]
+            displacements = parts.replace(state.displacement, c)
         else:
             r = [jnp.maximum(*x) for x in zip(r, previous.floor, strict=True)]
-            c = parts.select(state.displacement)
+            displacements = state.displacement
+        radii = jnp.where(first, initial, jnp.minimum(learned, largest))
 
-        return w_plus_u.project(r), FTPState(
-            step=optax.safe_increment(state.step),
+        projected = w_plus_u.project(r)
+        return parts.replace(projected, where(finite, parts.select(projected), 0.0)), FTPState(
+            step=jnp.where(finite, optax.safe_increment(state.step), state.step),
             base_state=base_state,
             anchor=state.anchor,
-            radii=jnp.where(first, initial, jnp.minimum(learned, largest)),
-            radius_state=radius_state,
-            displacement=parts.replace(state.displacement, c),
+            radii=where(finite, radii, state.radii),
+            radius_state=where(finite, radius_state, state.radius_state),
+            displacement=displacements,
             layers=state.layers,
+            skipped=jnp.where(finite, state.skipped, optax.safe_increment(state.skipped)),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -23,6 +23,7 @@ from tpgm_jax._checks import (
     check_trees,
     with_extra_args,
 )
+from tpgm_jax._guard import all_finite, where
 from tpgm_jax._names import Exclude
 
 
@@ -38,6 +39,8 @@ class TPGMState(NamedTuple):
         radius_state: state of the optimizer of `radii`.
         layers: int32, for each leaf how many layers it stacks; 0: it is not stacked;
             -1: it is not constrained. For `tpgm_jax.radii`.
+        skipped: updates that were not made and radius steps that were not taken, as a gradient was
+            not finite, int32 of shape `()`.
     """
 
     step: jax.typing.ArrayLike
@@ -46,6 +49,7 @@ class TPGMState(NamedTuple):
     radii: jax.Array
     radius_state: optax.OptState
     layers: jax.Array
+    skipped: jax.typing.ArrayLike
 
 
 def tpgm(
@@ -85,6 +89,11 @@ def tpgm(
     `TrainState.apply_gradients`. Nothing may follow it in a chain, as that would move
     `W'` again. The base optimizer is not handed `value_fn`, as its own line search may
     want the training loss under that name.
+
+    A step whose gradient is not finite, in whatever tensor, is skipped: constrained parameters,
+    radii and their optimizer stay as they were, and the base optimizer is handed zeros. So is a
+    radius step at which the held-out loss's gradient is not finite. `skipped` in the state
+    counts both. Numbers that are not finite in the base optimizer's own update count as 0.
 
     The radii's own Adam is in the state as well, so that a bare `optax.tree.get(state, "count")`
     finds two; tell them apart by `filtering=lambda path, _: "radius_state" not in
@@ -159,6 +168,7 @@ def tpgm(
             radii=radii,
             radius_state=radius_base.init(radii),
             layers=jnp.array(parts.layers, jnp.int32),
+            skipped=jnp.zeros([], jnp.int32),
         )
 
     def update_fn(updates, state, params=None, *, value_fn=None, **extra_args):
@@ -168,43 +178,52 @@ def tpgm(
         w0 = _anchor.used(anchor, state.anchor, extra_args.get("anchor"), params, parts)
         held_out_loss = _of_params_and_step(value_fn)
 
-        base_updates, base_state = base.update(updates, state.base_state, params, **extra_args)
-        w_plus_u = candidate(base_updates, params, w0, parts, norm)
+        finite = all_finite(jax.tree.leaves(updates))
+        base_updates, base_state = base.update(
+            where(finite, updates, 0.0), state.base_state, params, **extra_args
+        )
+        u = [jnp.where(finite & jnp.isfinite(x), x, 0) for x in parts.select(base_updates)]
+        w_plus_u = candidate(parts.replace(base_updates, u), params, w0, parts, norm)
         dtype = state.radii.dtype
 
         def value(r, i):
             return held_out_loss(optax.apply_updates(params, w_plus_u.project(r)), i)
 
         def radius_step(i, carry):
-            radii, radius_state = carry
+            radii, radius_state, skipped = carry
             r = w_plus_u.clip(radii)
             gradient = _radii.gather(jax.grad(value)(r, i), parts, dtype)
             clipped = _radii.gather(r, parts, dtype)
-            return _radii.descend(radius_base, gradient, radius_state, clipped)
+            usable = all_finite([gradient])
+            learned = _radii.descend(radius_base, gradient, radius_state, clipped)
+            kept = where(usable, learned, (clipped, radius_state))
+            return *kept, skipped + jnp.where(usable, 0, 1).astype(skipped.dtype)
 
         def learn(carry):
             return jax.lax.fori_loop(0, steps, radius_step, carry)
 
         first = state.step == 0
-        carry = (
+        start = (
             jnp.where(first, w_plus_u.smallest(dtype) / 2, state.radii),
             _radii.where_first(first, radius_base.init(state.radii), state.radius_state),
+            jnp.asarray(state.skipped),
         )
         if isinstance(every, int) and every == 1:
-            radii, radius_state = learn(carry)
+            radii, radius_state, skipped = learn(start)
         else:
-            radii, radius_state = jax.lax.cond(
-                state.step % every == 0, learn, lambda carry: carry, carry
+            radii, radius_state, skipped = jax.lax.cond(
+                state.step % every == 0, learn, lambda carry: carry, start
             )
         r = w_plus_u.clip(radii)
-
-        return w_plus_u.project(r), TPGMState(
-            step=optax.safe_increment(state.step),
+        projected = w_plus_u.project(r)
+        return parts.replace(projected, where(finite, parts.select(projected), 0.0)), TPGMState(
+            step=jnp.where(finite, optax.safe_increment(state.step), state.step),
             base_state=base_state,
             anchor=state.anchor,
-            radii=_radii.gather(r, parts, dtype),
-            radius_state=radius_state,
+            radii=where(finite, _radii.gather(r, parts, dtype), state.radii),
+            radius_state=where(finite, radius_state, state.radius_state),
             layers=state.layers,
+            skipped=jnp.where(finite, skipped, state.skipped + 1).astype(skipped.dtype),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,0 +1,30 @@
+"""Numbers that are not finite: a step over them leaves what was learned as it was.
+
+A NaN in one tensor's gradient makes the whole step worthless, and would stay in every moment
+that it enters. Such a step is skipped: the base optimizer sees zeros, the parameters that are
+constrained stay, and so do radii, their optimizer and the displacement.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def all_finite(arrays: Iterable[jax.Array]) -> jax.Array:
+    """Whether every number is finite, `()`; integers are."""
+    checks = [jnp.all(jnp.isfinite(x)) for x in arrays if _inexact(x)]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
+
+
+def where(finite: jax.Array, new: Any, old: Any) -> Any:
+    """`new` if the step is `finite`, else `old`: a tree, or a number in its stead."""
+    if isinstance(old, int | float):
+        return jax.tree.map(lambda x: jnp.where(finite, x, old) if _inexact(x) else x, new)
+    return jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
+
+
+def _inexact(array: Any) -> bool:
+    # Not so the `float0` of a derivative in an integer, which no operation takes.
+    return jnp.issubdtype(jnp.result_type(array), jnp.inexact)
