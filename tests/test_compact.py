@@ -92,7 +92,7 @@ def test_a_collapsed_radius_recovers_at_the_same_step():
     # Rows of 4 weights of size 2: N(W0) = 8, and the floor 256 * 2^-23 * 8, or 2^-7 * 8.
     [(jnp.float32, 2.0**-12), (jnp.bfloat16, 2.0**-4)],
 )
-def test_no_row_is_stored_nearer_than_its_floor(dtype, floor):
+def test_no_row_is_pulled_nearer_than_its_floor(dtype, floor):
     params = {"kernel": jnp.full((4, 3), 2.0, dtype)}
     tx = tpgm_jax.ftp(optax.sgd(1.0), memory="compact")
     moved, state = make_step(tx)(params, tx.init(params), {"kernel": -jnp.ones((4, 3), dtype)})

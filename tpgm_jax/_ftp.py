@@ -129,7 +129,7 @@ def ftp(
             projection depended on the radius. The published method sums over all rows.
         memory: "full" keeps `c` in the state, an array as large as the parameters. "compact"
             recovers it from the parameters: `c_{t-1} / n_{t-1}` is `(W - W0) / N(W - W0)`. So
-            that this is not lost among roundings, a row is then stored no nearer to its anchor
+            that this is not lost among roundings, no row is then pulled nearer to its anchor
             than `256 * eps * N(W0)` (in half precision `eps * N(W0)`); the radii and the next
             step do without that floor.
         anchor: where `W0` comes from. "init": the parameters that `init` sees, copied.
@@ -209,8 +209,10 @@ def ftp(
         push = _radii.gather(h, parts, dtype)
         # A product with NaN or infinity is neither finite nor dropped by a zero displacement, so
         # that the gradients that are in `h` need no pass of their own.
-        floors = [jnp.sum(x) for x in previous.floor]
-        finite = all_finite([push, *floors, *parts.leave(updates)])
+        pairs = zip(previous.floor, parts.tensors, strict=True)
+        floors = [jnp.sum(x, axis=tensor.rows, keepdims=True) for x, tensor in pairs]
+        stage = jnp.concatenate([push, _radii.gather(floors, parts, dtype)])
+        finite = all_finite([stage, *parts.leave(updates)])
 
         # All that follows waits for `finite`, and so for the last use of the old displacement: XLA
         # then writes the new one in its place, where it would copy both (on CPU, a quarter

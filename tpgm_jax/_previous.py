@@ -3,13 +3,14 @@
 The hyper-gradient needs the direction of `c`, row by row. Either `c` is kept from step to step,
 or it is recovered from the parameters: the projection only rescales rows, so that `W - W0`
 points where `c` did. But a row within a tiny radius of its anchor is lost among the roundings
-of `W`. The compact way therefore stores no row nearer to the anchor than
+of `W`. The compact way therefore pulls no row nearer to the anchor than
 
     floor = M * eps * N(W0)
 
 of the same units as the radii, with `eps` that of the dtype of `W`, and `M` large enough for
-eight bits of the direction. The next step scales a row that was lifted to its floor back to
-where its radius wanted it, and the radii never hear of floors.
+eight bits of the direction. The next step scales a row that was left at its floor back to
+where its radius wanted it, and the radii never hear of floors. A row that is nearer by itself, as
+no update moves it on, is not lifted: nobody would know how far to put it back.
 """
 
 from typing import NamedTuple

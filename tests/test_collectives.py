@@ -1,0 +1,87 @@
+"""What devices tell each other in a step, read off the compiled program."""
+
+import math
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tpgm_jax import Axes, ftp, project_to_anchor
+
+SCANNED = {"layers/.*": Axes(layers=0)}
+METHODS = {
+    "ftp": ftp(optax.adamw(0.1), axes=SCANNED),
+    "ftp l2": ftp(optax.adamw(0.1), axes=SCANNED, norm="l2"),
+    "ftp compact": ftp(optax.adamw(0.1), axes=SCANNED, memory="compact"),
+    "ftp compact l2": ftp(optax.adamw(0.1), axes=SCANNED, memory="compact", norm="l2"),
+    "project_to_anchor": optax.chain(optax.adamw(0.1), project_to_anchor(0.1, axes=SCANNED)),
+}
+each_method = pytest.mark.parametrize("tx", METHODS.values(), ids=METHODS)
+each_kind = pytest.mark.parametrize(
+    "kind", [AxisType.Auto, AxisType.Explicit], ids=["Auto", "Explicit"]
+)
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+
+
+def model(blocks, mixed):
+    """Shapes and layouts: alike in all kernels, or of rows and columns in turn."""
+    shapes, specs = {"layers/kernel": (3, 64, 256)}, {"layers/kernel": P(None, "fsdp", "tensor")}
+    for i in range(blocks):
+        shapes |= {f"{i}/up/kernel": (64, 256), f"{i}/up/bias": (256,)}
+        specs |= {f"{i}/up/kernel": P("fsdp", "tensor"), f"{i}/up/bias": P()}
+        shapes |= {f"{i}/down/kernel": (256, 64), f"{i}/down/bias": (64,)}
+        specs |= {f"{i}/down/kernel": P("fsdp", "tensor"), f"{i}/down/bias": P()}
+        if mixed:
+            specs |= {f"{i}/up/bias": P("tensor"), f"{i}/down/kernel": P("tensor", "fsdp")}
+    return shapes, specs
+
+
+def collectives(tx, kind, blocks, mixed):
+    """How many there are of each kind, and the most numbers that one of them hands on."""
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), (kind, kind), devices=jax.devices("cpu")[:8])
+    shapes, specs = model(blocks, mixed)
+    with jax.set_mesh(mesh):
+        params = {
+            name: jax.device_put(jnp.ones(shape), NamedSharding(mesh, specs[name]))
+            for name, shape in shapes.items()
+        }
+
+        def step(params, state, grads):
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, tx.init(params), params)
+        program = lowered.compile().as_text()
+    kinds, largest = Counter(), 0
+    for shape, kind_of_one in COLLECTIVE.findall(program):
+        kinds[kind_of_one] += 1
+        sizes = [list(map(int, x.split(","))) for x in re.findall(r"\[([\d,]+)\]", shape)]
+        largest = max([largest, *map(math.prod, sizes)])
+    return kinds, largest
+
+
+@each_kind
+@each_method
+def test_a_step_takes_four_all_reduces_of_norms_and_nothing_else(tx, kind):
+    kinds, largest = collectives(tx, kind, blocks=4, mixed=False)
+    assert set(kinds) == {"all-reduce"}
+    assert kinds["all-reduce"] <= 4
+    # The norms of the rows on one device: 128 of each of three scanned layers.
+    assert largest <= 3 * 128
+
+
+@each_kind
+@each_method
+def test_their_number_does_not_grow_with_the_leaves(tx, kind):
+    # Where kernels lie in different ways, a stage sums over several sets of devices.
+    few, many = (collectives(tx, kind, blocks, mixed=True)[0] for blocks in (2, 8))
+    assert few == many
+    assert set(many) == {"all-reduce"}
+    assert many["all-reduce"] <= 9
