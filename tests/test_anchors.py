@@ -1,5 +1,7 @@
 """Where the anchor comes from: `init`, each `update`, or zeros."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +80,7 @@ def test_every_wrapped_optimizer_is_handed_the_anchor_too():
     params = random_tree({"kernel": (3, 2)}, 0)
     inner = project_to_anchor(0.1, anchor="argument")
     tx = ftp(optax.chain(optax.sgd(1.0), inner), anchor="argument", initial_radius=10.0)
+    updates: Any
     updates, _ = tx.update(params, tx.init(params), params, anchor=params)
     # The inner ball has radius 0.1 a row of three, and the outer one lets that pass.
     np.testing.assert_allclose(np.abs(updates["kernel"]).sum(0), 0.1, rtol=1e-5)
@@ -87,7 +90,7 @@ def test_radii_can_be_learned_anew_without_an_anchor_in_the_state():
     params = numbers()
     tx = ftp(optax.adam(0.1), anchor="argument")
     _, state = trained(tx, params, anchor=params)
-    fresh = tpgm_jax.set_anchor(state, params)
+    fresh: Any = tpgm_jax.set_anchor(state, params)
     assert fresh.step == 0
     assert set(tpgm_jax.radii(fresh, params).values()) == {0.0}
 

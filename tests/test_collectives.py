@@ -58,7 +58,7 @@ def collectives(tx, kind, blocks, mixed):
             return optax.apply_updates(params, updates), state
 
         lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, tx.init(params), params)
-        program = lowered.compile().as_text()
+        program = lowered.compile().as_text() or ""
     kinds, largest = Counter(), 0
     for shape, kind_of_one in COLLECTIVE.findall(program):
         kinds[kind_of_one] += 1

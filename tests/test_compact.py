@@ -1,5 +1,7 @@
 """`memory="compact"`: the same radii without the stored displacement."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,7 @@ def trajectory(dtype, steps=80, **options):
     """Parameters and radii of every step, on given gradients that turn round half-way."""
     anchor, there = random_tree(SHAPES, 0, dtype=dtype), random_tree(SHAPES, 1, dtype=dtype)
     noise = random_tree({name: (steps, *shape) for name, shape in SHAPES.items()}, 2, dtype=dtype)
-    tx = tpgm_jax.ftp(optax.adam(1e-2), **PARTS, **options)
+    tx: Any = tpgm_jax.ftp(optax.adam(1e-2), **PARTS, **options)
 
     def step(carry, given):
         params, state = carry

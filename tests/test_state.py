@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import make_step, random_tree
+from flax import serialization
 
 import tpgm_jax
 
@@ -26,6 +27,7 @@ set_anchor: Any = tpgm_jax.set_anchor
 ADAM = optax.adam(1e-2)
 TRANSFORMS = {
     "ftp": lambda base=ADAM: tpgm_jax.ftp(base, **OPTIONS),
+    "ftp compact": lambda base=ADAM: tpgm_jax.ftp(base, memory="compact", **OPTIONS),
     "tpgm": lambda base=ADAM: tpgm_jax.tpgm(base, every=3, steps=2, **OPTIONS),
     "project_to_anchor": lambda base=ADAM: optax.chain(
         base, tpgm_jax.project_to_anchor(0.05, **OPTIONS)
@@ -49,8 +51,19 @@ def assert_equal(tree, other):
     jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
+def pickled(carry, fresh):
+    del fresh
+    return pickle.loads(pickle.dumps(jax.tree.map(np.asarray, carry)))
+
+
+def msgpacked(carry, fresh):
+    """As Flax saves it: the numbers alone, poured into a state that `init` made."""
+    return serialization.from_bytes(fresh, serialization.to_bytes(carry))
+
+
 @each_transform
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make):
+@pytest.mark.parametrize("saved_and_loaded", [pickled, msgpacked])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make, saved_and_loaded):
     anchor = random_tree(SHAPES, 0, dtype=jnp.float32)
     tx = make()
     step, another_process = make_step(tx, value_fn=loss), make_step(make(), value_fn=loss)
@@ -58,11 +71,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make):
     for t in range(8):
         uninterrupted.append(step(*uninterrupted[t], grads_at(t)))
     for stop in (1, 4, 5):
-        saved = pickle.dumps(jax.tree.map(np.asarray, uninterrupted[stop]))
-        resumed = pickle.loads(saved)
+        resumed = saved_and_loaded(uninterrupted[stop], (anchor, make().init(anchor)))
         for t in range(stop, 8):
             resumed = another_process(*resumed, grads_at(t))
         assert_equal(resumed, uninterrupted[8])
+
+
+def test_a_state_of_an_older_version_is_refused_by_the_name_of_what_it_lacks():
+    params = random_tree(SHAPES, 0, dtype=jnp.float32)
+    state: Any = TRANSFORMS["ftp"]().init(params)
+    older = serialization.to_state_dict(state)
+    del older["skipped"]
+    with pytest.raises(ValueError, match="skipped"):
+        serialization.from_state_dict(state, older)
 
 
 @each_transform
