@@ -207,8 +207,8 @@ def ftp(
             previous = recovered(w, w0, r_previous, first, parts, norm)
         h = hyper_gradient(g, previous, r_previous, exact_gradient, parts, norm)
         push = _radii.gather(h, parts, dtype)
-        # A product with NaN or infinity is neither finite nor dropped by a zero displacement, so
-        # that the gradients that are in `h` need no pass of their own.
+        # A product with NaN or infinity is never finite, so that the gradients that are in `h` need
+        # no pass of their own. The floors join so that devices sum them in one go with the rest.
         pairs = zip(previous.floor, parts.tensors, strict=True)
         floors = [jnp.sum(x, axis=tensor.rows, keepdims=True) for x, tensor in pairs]
         stage = jnp.concatenate([push, _radii.gather(floors, parts, dtype)])
