@@ -100,8 +100,9 @@ def training_step(tx: optax.GradientTransformation, preset: str) -> Callable[...
     def step(params, state, batches):
         batch, held_out = batches
         grads = jax.grad(loss)(params, *batch)
-        value_fn = lambda params: loss(params, *held_out)  # noqa: E731
-        updates, state = tx.update(grads, state, params, value_fn=value_fn)
+        updates, state = tx.update(
+            grads, state, params, value_fn=lambda params: loss(params, *held_out)
+        )
         return optax.apply_updates(params, updates), state
 
     return step
