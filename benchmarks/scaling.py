@@ -9,8 +9,6 @@ its cores: what can be read there is what sharding adds, not what more machines 
 
 import argparse
 import csv
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ import jax
 import numpy as np
 import optax
 from matplotlib.figure import Figure
+from recording import machine, write
 from tqdm import tqdm
 from trees import random_like
 
@@ -120,22 +119,6 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
     return picture
 
 
-def machine() -> str:
-    device = jax.devices()[0].device_kind
-    return f"{platform.machine()}, {os.cpu_count()} cores" if device == "cpu" else device
-
-
-def save(rows: list[dict[str, Any]], path: Path) -> None:
-    """Written beside and renamed, so that a kill leaves the old results whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".partial")
-    with beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    beside.replace(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     names = ["parameters", "leaves", "devices"]
@@ -155,7 +138,7 @@ def main() -> None:
         for method, (milliseconds, seconds) in measure(*case, options.rounds).items():
             numbers = [f"{milliseconds:.4g}", f"{seconds:.3g}", machine(), jax.__version__]
             rows.append(dict(zip(COLUMNS, [axis, value, method, *numbers], strict=True)))
-        save(rows, options.output)
+        write(rows, COLUMNS, options.output)
     for r in rows:
         print("  ".join(str(r[c]).rjust(12) for c in COLUMNS[:5]))
     picture = options.output.with_suffix(".png")

@@ -11,8 +11,6 @@ Gradients differ from step to step, as a repeated one would let saturated branch
 import argparse
 import csv
 import math
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from models import MODELS
+from recording import machine, write
 from tqdm import tqdm
 from trees import AXES, PRESETS, random_like
 
@@ -52,7 +51,7 @@ ARRAYS = {
     "adamw": 7,
     "ftp(adamw)": 13,
     "ftp(adamw), compact": 12,
-    "adamw, project_to_anchor": 11,
+    "adamw, project_to_anchor": 12,
     "sgd": 5,
     "ftp(sgd)": 11,
 }
@@ -187,20 +186,12 @@ def row(
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def machine() -> str:
-    device = jax.devices()[0].device_kind
-    return f"{platform.machine()}, {os.cpu_count()} cores" if device == "cpu" else device
-
-
 def rounded(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def merge(rows: list[dict[str, Any]], path: Path) -> None:
-    """Puts rows in the place of those of the same scope and preset; the others stay.
-
-    Written beside and renamed, so that a kill leaves the old results whole.
-    """
+    """Puts rows in the place of those of the same scope, preset and method; the others stay."""
     kept = []
     if path.exists():
         with path.open(newline="") as file:
@@ -210,14 +201,8 @@ def merge(rows: list[dict[str, Any]], path: Path) -> None:
                 for r in csv.DictReader(file)
                 if (r["scope"], r["preset"], r["method"]) not in fresh
             ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".partial")
-    with beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(kept)
-        writer.writerows({k: rounded(v) for k, v in r.items()} for r in rows)
-    beside.replace(path)
+    fresh_rows = [{k: rounded(v) for k, v in r.items()} for r in rows]
+    write([*kept, *fresh_rows], COLUMNS, path)
 
 
 def main() -> None:

@@ -194,9 +194,8 @@ def valley(params):
         *((make, loss, None, 2.0) for make in WRAPPERS.values()),
         (lambda: optax.chain(optax.adam(0.1), project_to_anchor(20.0)), loss, None, 2.0),
         (lambda: ftp(optax.adam(0.01)), valley, {"a": (2,)}, 1.0),
-        (lambda: tpgm(optax.adam(0.01)), valley, {"a": (2,)}, 1.0),
     ],
-    ids=[*WRAPPERS, "project_to_anchor", "ftp in a valley", "tpgm in a valley"],
+    ids=[*WRAPPERS, "project_to_anchor", "ftp in a valley"],
 )
 def test_converges(make, objective, shapes, minimum):
     tx, start = make(), jax.tree.map(jnp.zeros_like, numbers(shapes=shapes))
@@ -205,11 +204,25 @@ def test_converges(make, objective, shapes, minimum):
     def descend(params):
         step = stepper(tx, objective)
         carry = params, tx.init(params)
-        steps = jax.lax.scan(lambda carry, _: (step(*carry), carry[0]), carry, length=20_000)
-        # Where the slope vanishes Adam still takes whole steps with the radii: in the valley TPGM
-        # is off by more than 3 % for a quarter of the time. Which quarter, rounding decides.
-        return jax.tree.map(lambda x: jnp.median(x[10_000:], axis=0), steps[1])
+        return jax.lax.scan(lambda carry, _: (step(*carry), None), carry, length=20_000)[0][0]
 
     # The tolerance is that of optax's own tests: it tells descent from its absence.
     for x in jax.tree.leaves(descend(start)):
         np.testing.assert_allclose(x, minimum, rtol=3e-2)
+
+
+def test_tpgm_comes_back_to_the_minimum_of_a_valley():
+    # It does not stay: where the slope vanishes, Adam still takes whole steps with the radii.
+    tx, start = tpgm(optax.adam(0.01)), {"a": jnp.zeros(2)}
+
+    @jax.jit
+    def descend(params):
+        step = stepper(tx, valley)
+        carry = params, tx.init(params)
+        return jax.lax.scan(lambda carry, _: (step(*carry), carry[0]), carry, length=40_000)[1]
+
+    distances = np.abs(descend(start)["a"][5_000:] - 1.0).max(axis=1)
+    # Off by more than 3 % for 26 to 30 % of the steps, at learning rates from 0.008 to 0.012; at
+    # any one step rounding decides.
+    assert np.median(distances) < 3e-2
+    assert np.mean(distances > 3e-2) < 1 / 3

@@ -76,7 +76,9 @@ def check_params(params: Any, caller: str) -> Any:
     return params
 
 
-def check_trees(updates: Any, params: Any, state: Any, layout: Layout, caller: str, **kept: bool):
+def check_trees(
+    updates: Any, params: Any, state: Any, layout: Layout, caller: str, **kept: bool
+) -> None:
     """Gradients, parameters and state must be of the same model.
 
     Args:
