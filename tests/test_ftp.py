@@ -11,7 +11,7 @@ from conftest import make_step, make_update, random_tree
 
 import tpgm_jax
 from tpgm_jax._axes import layout
-from tpgm_jax._ftp import hyper_gradient
+from tpgm_jax._hyper_gradient import hyper_gradient
 from tpgm_jax._previous import kept
 from tpgm_jax._projection import EPSILON, norms, shrinkage
 from tpgm_jax._radii import gather, spread

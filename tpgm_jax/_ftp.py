@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from tpgm_jax import _anchor, _radii
-from tpgm_jax._axes import AxesSpec, Layout, layout
+from tpgm_jax._axes import AxesSpec, layout
 from tpgm_jax._candidate import candidate
 from tpgm_jax._checks import (
     check_anchor,
@@ -25,9 +25,10 @@ from tpgm_jax._checks import (
     with_extra_args,
 )
 from tpgm_jax._guard import all_finite, where
+from tpgm_jax._hyper_gradient import hyper_gradient
 from tpgm_jax._names import Exclude
-from tpgm_jax._previous import MEMORY, Previous, kept, recovered
-from tpgm_jax._projection import EPSILON, inner_products, shrinkage, wide_dtype
+from tpgm_jax._previous import MEMORY, kept, recovered
+from tpgm_jax._projection import EPSILON
 
 
 class FTPState(NamedTuple):
@@ -260,41 +261,3 @@ def ftp(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def hyper_gradient(
-    gradients: list[jax.Array],
-    previous: Previous,
-    radii: list[jax.Array],
-    exact: bool,
-    layout: Layout,
-    norm: str,
-) -> list[jax.Array]:
-    """Derivative in the radii of the loss's linear model at the projected parameters.
-
-    The gradient in `r` of `<g, W0 + (r / n) * c>`, the map to the sphere. With `exact`, of
-    `<g, W0 + min(1, r / n) * c>`, the map to the ball. The anchor's part is constant.
-
-    Args:
-        gradients: `g_t`, one for each constrained leaf.
-        previous: `c_{t-1}` and `n_{t-1}`; `c` is zero before the first step.
-        radii: those that projected `c_{t-1}`, one array for each leaf.
-        exact: leave out the rows inside the ball.
-        layout: of the leaves.
-        norm: "mars" or "l2".
-
-    Returns:
-        One array for each leaf, of its `radius_shape`, in units of loss per unit of `norm`.
-    """
-    g = [x.astype(wide_dtype(x)) for x in gradients]
-    # Before the ratio, which is one number for all that a product extends over.
-    leaves = zip(g, previous.c, layout.tensors, strict=True)
-    slopes = [inner_products(*leaf, norm) for leaf in leaves]
-
-    def linear_loss(r: list[jax.Array]) -> jax.Array:
-        pairs = zip(r, previous.n, strict=True)
-        ratios = [shrinkage(*x) if exact else x[0] / x[1] for x in pairs]
-        products = [jnp.sum(x * y) for x, y in zip(ratios, slopes, strict=True)]
-        return sum(products, jnp.zeros([]))
-
-    return jax.grad(linear_loss)(radii)
