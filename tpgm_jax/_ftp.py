@@ -24,7 +24,7 @@ from tpgm_jax._checks import (
     check_trees,
     with_extra_args,
 )
-from tpgm_jax._guard import all_finite, where
+from tpgm_jax._guard import all_finite, finite_or_zero, where
 from tpgm_jax._hyper_gradient import hyper_gradient
 from tpgm_jax._names import Exclude
 from tpgm_jax._previous import MEMORY, kept, recovered
@@ -221,7 +221,7 @@ def ftp(
         base_updates, base_state = base.update(
             where(finite, updates, 0.0), state.base_state, params, **extra_args
         )
-        u = [jnp.where(finite & jnp.isfinite(x), x, 0) for x in parts.select(base_updates)]
+        u = finite_or_zero(finite, parts.select(base_updates))
         d = [x + y.astype(x.dtype) for x, y in zip(previous.start, u, strict=True)]
         if full:
             d = where(finite, d, previous.c)

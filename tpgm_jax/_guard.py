@@ -27,6 +27,15 @@ def where(finite: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
 
 
+def finite_or_zero(finite: jax.Array, updates: Iterable[jax.Array]) -> list[jax.Array]:
+    """The base optimizer's updates if the step is `finite`, with 0 for what of them is not.
+
+    A weight whose update is not finite, though all gradients are, stays where it is. To skip the
+    whole step for it would take a pass of its own over what the optimizer reads.
+    """
+    return [jnp.where(finite & jnp.isfinite(x), x, 0) for x in updates]
+
+
 def _inexact(array: Any) -> bool:
     # Not so the `float0` of a derivative in an integer, which no operation takes.
     return jnp.issubdtype(jnp.result_type(array), jnp.inexact)
