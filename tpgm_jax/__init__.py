@@ -18,6 +18,7 @@ from tpgm_jax._posthoc import FittedRadii as FittedRadii  # isort: skip
 from tpgm_jax._posthoc import fit_radii as fit_radii  # isort: skip
 
 # What a state holds.
+from tpgm_jax._state import offload as offload  # isort: skip
 from tpgm_jax._state import radii as radii  # isort: skip
 from tpgm_jax._state import set_anchor as set_anchor  # isort: skip
 
@@ -25,6 +26,6 @@ from tpgm_jax._state import set_anchor as set_anchor  # isort: skip
 from tpgm_jax._axes import Axes as Axes  # isort: skip
 
 # Parameters of the methods that are never schedules: for `optax.inject_hyperparams`.
-STATIC_ARGS = ("norm", "exclude", "axes")
+STATIC_ARGS = ("norm", "exclude", "axes", "anchor_dtype")
 
 __version__ = version("tpgm-jax")

@@ -33,6 +33,7 @@ def project_to_anchor(
     exclude: Exclude | None = None,
     axes: AxesSpec | None = None,
     anchor: str = "init",
+    anchor_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps every parameter within a fixed distance of its value at `init`.
 
@@ -51,6 +52,7 @@ def project_to_anchor(
         exclude: leaves whose update passes untouched; as for `ftp`.
         axes: which axes index rows and stacked layers; as for `ftp`.
         anchor: where `W0` comes from: "init", "argument" or "zero"; as for `ftp`.
+        anchor_dtype: dtype of the copy that "init" keeps; as for `ftp`.
 
     Returns:
         A transformation whose `update` needs `params`. Its state is an `AnchorState`.
@@ -77,10 +79,11 @@ def project_to_anchor(
     """
     check_positive(radius, "radius", schedule=True)
     check_norm(norm)
-    check_anchor(anchor)
+    check_anchor(anchor, anchor_dtype)
 
     def init_fn(params: optax.Params) -> AnchorState:
-        held = _anchor.held(params, layout(params, exclude, axes), anchor)
+        parts = layout(params, exclude, axes)
+        held = _anchor.held(params, parts, anchor, anchor_dtype)
         return AnchorState(step=jnp.zeros([], jnp.int32), anchor=held)
 
     def update_fn(updates, state, params=None, **extra_args):

@@ -62,6 +62,7 @@ def tpgm(
     exclude: Exclude | None = None,
     axes: AxesSpec | None = None,
     anchor: str = "init",
+    anchor_dtype: jax.typing.DTypeLike | None = None,
     axis_name: str | Sequence[str] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer to keep each tensor within a radius learned on held-out data.
@@ -116,6 +117,7 @@ def tpgm(
         exclude: leaves that get the base optimizer's update untouched; as for `ftp`.
         axes: which axes index rows and stacked layers; as for `ftp`.
         anchor: where `W0` comes from: "init", "argument" or "zero"; as for `ftp`.
+        anchor_dtype: dtype of the copy that "init" keeps; as for `ftp`.
         axis_name: under `jax.shard_map` or `jax.pmap`, the axis or axes along which devices hold
             different held-out data: the loss and its gradient are averaged over them, so that
             radii stay equal on all devices. To average `grads` is up to the caller, as for any
@@ -159,7 +161,7 @@ def tpgm(
     base = with_extra_args(base_optimizer, "base_optimizer")
     radius_base = _radii.optimizer(radius_optimizer)
     check_norm(norm)
-    check_anchor(anchor)
+    check_anchor(anchor, anchor_dtype)
     check_count(steps, "steps")
     check_count(every, "every")
 
@@ -169,7 +171,7 @@ def tpgm(
         return TPGMState(
             step=jnp.zeros([], jnp.int32),
             base_state=base.init(params),
-            anchor=_anchor.held(params, parts, anchor),
+            anchor=_anchor.held(params, parts, anchor, anchor_dtype),
             radii=radii,
             radius_state=radius_base.init(radii),
             layers=jnp.array(parts.layers, jnp.int32),
