@@ -143,10 +143,10 @@ def test_an_anchor_keeps_its_dtype_when_it_moves():
     tx = ftp(optax.sgd(0.1), anchor_dtype=jnp.bfloat16)
     moved: Any = tpgm_jax.set_anchor(tx.init({"w": jnp.ones(3)}), {"w": jnp.zeros(3)})
     assert moved.anchor["w"].dtype == jnp.bfloat16
-    shapes: Any = jax.eval_shape(tx.init, {"w": jax.ShapeDtypeStruct((3,), jnp.float32)})
-    assert shapes.anchor["w"].dtype == jnp.bfloat16
-    described: Any = tx.init({"w": jax.ShapeDtypeStruct((3,), jnp.float32)})
-    assert described.anchor["w"].dtype == jnp.bfloat16
+    described: Any = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    for init in (tx.init, lambda params: jax.eval_shape(tx.init, params)):
+        state: Any = init(described)
+        assert state.anchor["w"].dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_the_callers_shardings_put_a_state_on_the_host_as_well():
 @pytest.mark.parametrize("wrapped", [lambda f: f, jax.jit], ids=["eager", "jit"])
 def test_a_new_anchor_takes_the_place_of_the_old_one(wrapped, reset):
     tx, params, task = METHODS["ftp"](), numbers(0), numbers(1)
-    state = trained(tx, params, offload(tx.init(params)))[1]
+    state: Any = trained(tx, params, offload(tx.init(params)))[1]
     moved = wrapped(lambda state, task: set_anchor(state, task, reset=reset))(state, task)
     assert kinds((moved.anchor, moved.displacement)) == {"pinned_host"}
     assert_equal(moved.anchor, task)

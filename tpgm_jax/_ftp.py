@@ -47,7 +47,8 @@ class FTPState(NamedTuple):
             with `memory="compact"`.
         layers: int32, for each leaf how many layers it stacks; 0: it is not stacked;
             -1: it is not constrained. For `tpgm_jax.radii`.
-        skipped: updates that were not made, as the gradient was not finite, int32 of shape `()`.
+        skipped: updates that were not made, as the gradient was not finite, or that left the radii
+            alone, as their moments would have overflown; int32 of shape `()`.
     """
 
     step: jax.typing.ArrayLike
@@ -235,7 +236,7 @@ def ftp(
 
         push = jnp.where(push > 0, (k(state.step) if callable(k) else k) * push, push)
         initial = _radii.full(parts, initial_radius, dtype)
-        learned, radius_state = _radii.descend(
+        learned, radius_state, taken = _radii.descend(
             radius_base,
             push.astype(dtype),
             _radii.where_first(first, radius_base.init(initial), state.radius_state),
@@ -263,7 +264,7 @@ def ftp(
             radius_state=where(finite, radius_state, state.radius_state),
             displacement=displacements,
             layers=state.layers,
-            skipped=jnp.where(finite, state.skipped, optax.safe_increment(state.skipped)),
+            skipped=jnp.where(finite & taken, state.skipped, optax.safe_increment(state.skipped)),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

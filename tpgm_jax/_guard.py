@@ -20,6 +20,16 @@ def all_finite(arrays: Iterable[jax.Array]) -> jax.Array:
     return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
 
 
+def stays_finite(new: Any, old: Any) -> jax.Array:
+    """Whether what is finite in the tree `old` is finite in `new`, `()`.
+
+    An optimizer's state may start with an infinity, as that of a lowest loss so far.
+    """
+    pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+    checks = [jnp.all(jnp.isfinite(x) | ~jnp.isfinite(y)) for x, y in pairs if _inexact(x)]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.array(True)
+
+
 def where(finite: jax.Array, new: Any, old: Any) -> Any:
     """`new` if the step is `finite`, else `old`: a tree, or a number in its stead."""
     if isinstance(old, int | float):

@@ -126,7 +126,8 @@ def fit_radii(
         r = w.clip(radii)
         loss, gradient = jax.value_and_grad(value)(r)
         gradient, clipped = (_radii.gather(x, parts, dtype) for x in (gradient, r))
-        return *_radii.descend(optimizer, gradient, state, clipped), loss
+        radii, state, _ = _radii.descend(optimizer, gradient, state, clipped)
+        return radii, state, loss
 
     @jax.jit
     def finish(radii, params, anchor):

@@ -40,7 +40,7 @@ class TPGMState(NamedTuple):
         layers: int32, for each leaf how many layers it stacks; 0: it is not stacked;
             -1: it is not constrained. For `tpgm_jax.radii`.
         skipped: updates that were not made and radius steps that were not taken, as a gradient was
-            not finite, int32 of shape `()`.
+            not finite or moments would have overflown; int32 of shape `()`.
     """
 
     step: jax.typing.ArrayLike
@@ -207,10 +207,10 @@ def tpgm(
             r = w_plus_u.clip(radii)
             gradient = averaged(_radii.gather(jax.grad(value)(r, i), parts, dtype))
             clipped = _radii.gather(r, parts, dtype)
-            usable = all_finite([gradient])
-            learned = _radii.descend(radius_base, gradient, radius_state, clipped)
-            kept = where(usable, learned, (clipped, radius_state))
-            return *kept, jnp.where(usable, skipped, optax.safe_increment(skipped))
+            radii, radius_state, taken = _radii.descend(
+                radius_base, gradient, radius_state, clipped
+            )
+            return radii, radius_state, jnp.where(taken, skipped, optax.safe_increment(skipped))
 
         def learn(carry):
             # XLA on CPU runs convolutions inside a loop on one core, ten times as long.
