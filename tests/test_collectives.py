@@ -80,7 +80,8 @@ def test_a_step_takes_four_all_reduces_of_norms_and_nothing_else(tx, kind):
 @each_kind
 @each_method
 def test_their_number_does_not_grow_with_the_leaves(tx, kind):
-    # Where kernels lie in different ways, a stage sums over several sets of devices.
+    # Where kernels lie in different ways, each of the three stages (hyper-gradients, norms, largest
+    # norms) sums over up to three sets of devices: along either axis, or both.
     few, many = (collectives(tx, kind, blocks, mixed=True)[0] for blocks in (2, 8))
     assert few == many
     assert set(many) == {"all-reduce"}

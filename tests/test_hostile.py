@@ -143,6 +143,21 @@ def test_a_slope_whose_square_overflows_does_not_hold_the_radii_for_good():
     assert np.all(after.radii > state.radii)
 
 
+def test_the_optimizer_of_the_radii_may_keep_an_infinity():
+    def descend(updates, state, params=None):
+        del params
+        return jax.tree.map(lambda x: -0.1 * x, updates), jnp.minimum(state, updates.sum())
+
+    lowest = optax.GradientTransformation(lambda params: jnp.array([jnp.inf, jnp.inf]), descend)
+    params = random_tree(SHAPES, 0)
+    tx = ftp(optax.sgd(0.1), radius_optimizer=lowest, **PARTS)
+    step, state = make_step(tx), tx.init(params)
+    for _ in range(3):
+        params, state = step(params, state, random_tree(SHAPES, 2))
+    assert int(state.skipped) == 0
+    assert np.all(state.radii > 1e-8)
+
+
 def test_a_held_out_batch_that_is_not_finite_leaves_fitted_radii_as_they_were():
     anchor, tuned = random_tree(SHAPES, 0), random_tree(SHAPES, 1)
     batches = [1.0, jnp.nan, 1.0]
