@@ -17,6 +17,7 @@ SCANNED = {"layers/.*": Axes(layers=0)}
 METHODS = {
     "ftp": ftp(optax.adamw(0.1), axes=SCANNED),
     "ftp l2": ftp(optax.adamw(0.1), axes=SCANNED, norm="l2"),
+    "ftp by anchor": ftp(optax.adamw(0.1), axes=SCANNED, unit="anchor"),
     "ftp compact": ftp(optax.adamw(0.1), axes=SCANNED, memory="compact"),
     "ftp compact l2": ftp(optax.adamw(0.1), axes=SCANNED, memory="compact", norm="l2"),
     "project_to_anchor": optax.chain(optax.adamw(0.1), project_to_anchor(0.1, axes=SCANNED)),

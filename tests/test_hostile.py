@@ -146,16 +146,28 @@ def test_a_slope_whose_square_overflows_does_not_hold_the_radii_for_good():
 def test_the_optimizer_of_the_radii_may_keep_an_infinity():
     def descend(updates, state, params=None):
         del params
-        return jax.tree.map(lambda x: -0.1 * x, updates), jnp.minimum(state, updates.sum())
+        return jax.tree.map(lambda x: -0.1 * x, updates), state
 
-    lowest = optax.GradientTransformation(lambda params: jnp.array([jnp.inf, jnp.inf]), descend)
+    bounded = optax.GradientTransformation(lambda params: jnp.array([0.0, jnp.inf]), descend)
     params = random_tree(SHAPES, 0)
-    tx = ftp(optax.sgd(0.1), radius_optimizer=lowest, **PARTS)
+    tx = ftp(optax.sgd(0.1), radius_optimizer=bounded, **PARTS)
     step, state = make_step(tx), tx.init(params)
     for _ in range(3):
         params, state = step(params, state, random_tree(SHAPES, 2))
     assert int(state.skipped) == 0
     assert np.all(state.radii > 1e-8)
+
+
+def test_an_infinite_slope_moves_no_radius_even_where_its_sign_would():
+    params = random_tree(SHAPES, 0)
+    tx = tpgm(optax.sgd(0.1), radius_optimizer=optax.chain(optax.scale_by_sign(), optax.scale(0.1)))
+    step = make_step(tx, value_fn=lambda params: jnp.inf * loss(params))
+    _, state = step(params, tx.init(params), random_tree(SHAPES, 2))
+    assert int(state.skipped) == 1
+    _, expected = make_step(tx, value_fn=lambda params: 0.0 * loss(params))(
+        params, tx.init(params), random_tree(SHAPES, 2)
+    )
+    np.testing.assert_array_equal(state.radii, expected.radii)
 
 
 def test_a_held_out_batch_that_is_not_finite_leaves_fitted_radii_as_they_were():

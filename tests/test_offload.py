@@ -118,6 +118,12 @@ def test_a_new_anchor_takes_the_place_of_the_old_one(wrapped, reset):
     )
 
 
+def test_a_new_anchor_from_the_host_goes_where_the_old_one_lies():
+    tx, params = METHODS["ftp"](), numbers()
+    moved = set_anchor(tx.init(params), jax.device_put(params, jax.memory.Space.Host))
+    assert kinds(moved) == {"device"}
+
+
 def test_an_anchor_handed_in_may_lie_on_the_host():
     tx, params = METHODS["ftp"](anchor="argument"), numbers()
     reference = jax.device_put(params, jax.memory.Space.Host)

@@ -21,7 +21,7 @@ ADAM = optax.adam(0.1, eps=1e-3)
 METHODS = {
     "ftp": lambda axes: ftp(ADAM, axes=axes),
     "ftp compact l2": lambda axes: ftp(ADAM, memory="compact", norm="l2", axes=axes),
-    "tpgm": lambda axes: tpgm(ADAM, every=2, axes=axes),
+    "tpgm by anchor": lambda axes: tpgm(ADAM, every=2, unit="anchor", axes=axes),
     "project_to_anchor": lambda axes: optax.chain(ADAM, project_to_anchor(0.5, axes=axes)),
 }
 pytestmark = pytest.mark.usefixtures("x64")

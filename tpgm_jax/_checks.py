@@ -54,6 +54,15 @@ def check_anchor(value: Any, dtype: Any) -> None:
         )
 
 
+def check_unit(value: Any, anchor: str = "init") -> None:
+    check_choice(value, ("norm", "anchor"), "unit")
+    if value == "anchor" and anchor == "zero":
+        raise ValueError(
+            "`unit='anchor'` measures radii by the size of the anchor, and that of `anchor='zero'` "
+            "is zero: leave `unit` out."
+        )
+
+
 def check_positive(value: Any, argument: str, schedule: bool = False) -> None:
     _check_number(value, argument, schedule)
     # Written so that NaN fails too.

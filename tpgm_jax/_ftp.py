@@ -22,6 +22,7 @@ from tpgm_jax._checks import (
     check_params,
     check_positive,
     check_trees,
+    check_unit,
     with_extra_args,
 )
 from tpgm_jax._guard import all_finite, finite_or_zero, where
@@ -30,6 +31,7 @@ from tpgm_jax._names import Exclude
 from tpgm_jax._placement import beside, on_device
 from tpgm_jax._previous import MEMORY, kept, recovered
 from tpgm_jax._projection import EPSILON
+from tpgm_jax._unit import units
 
 
 class FTPState(NamedTuple):
@@ -69,6 +71,7 @@ def ftp(
     norm: str = "mars",
     exclude: Exclude | None = None,
     axes: AxesSpec | None = None,
+    unit: str = "norm",
     initial_radius: jax.typing.ArrayLike = 1e-8,
     exact_gradient: bool = False,
     memory: str = "full",
@@ -119,7 +122,7 @@ def ftp(
         k: in [0, 1], how much of a push to shrink a radius is obeyed: 1 is the strongest
             regularisation, at 0 no radius is ever pushed down. May be a schedule of the step.
         radius_optimizer: any optax transformation; it updates the vector of radii by `h`.
-            Default `optax.adam(1e-2)`, a step in units of `norm`.
+            Default `optax.adam(1e-2)`, a step in `unit`.
         norm: "mars", the L1 norm of each row, which shares its tensor's radius with the
             other rows; or "l2", the norm of the whole tensor.
         exclude: leaves that get the base optimizer's update untouched, such as a new head:
@@ -128,7 +131,12 @@ def ftp(
         axes: `Axes` by regular expression, or a callable `(path, leaf) -> Axes | None`:
             which axes index rows, and which index stacked layers. The default reads
             Flax's names and shapes, and knows of no stacked layers.
-        initial_radius: radius at the first step, in units of `norm`. Positive.
+        unit: in what `radius_optimizer` measures radii. "norm": the norm itself, as published.
+            "anchor": the size `U` of the anchor in that norm, for kernels the mean of `N(W0)` over
+            rows, and for a bias or scale of `n` numbers `n` times the mean of `|W0|` over all
+            kernels. It is then handed `r / U` and the gradient in that, so that a step of 1e-2 is a
+            hundredth of the weights, whatever their number. `radii` are in units of the norm.
+        initial_radius: radius at the first step, in `unit`. Positive.
         exact_gradient: take `h` over the rows outside the ball alone, where the previous
             projection depended on the radius. The published method sums over all rows.
         memory: "full" keeps `c` in the state, an array as large as the parameters. "compact"
@@ -176,6 +184,7 @@ def ftp(
     check_positive(initial_radius, "initial_radius")
     check_choice(memory, MEMORY, "memory")
     check_anchor(anchor, anchor_dtype)
+    check_unit(unit, anchor)
     full = memory == "full"
     if exact_gradient and not full:
         raise ValueError(
@@ -216,10 +225,11 @@ def ftp(
         h = hyper_gradient(g, previous, r_previous, exact_gradient, parts, norm)
         push = _radii.gather(h, parts, dtype)
         # A product with NaN or infinity is never finite, so that the gradients that are in `h` need
-        # no pass of their own. The floors join so that devices sum them in one go with the rest.
+        # no pass of their own. Floors and units join, so that devices sum all of them in one go.
         pairs = zip(previous.floor, parts.tensors, strict=True)
         floors = [jnp.sum(x, axis=tensor.rows, keepdims=True) for x, tensor in pairs]
-        stage = jnp.concatenate([push, _radii.gather(floors, parts, dtype)])
+        scale = units(unit, w0, parts, norm, dtype)
+        stage = jnp.concatenate([push, _radii.gather(floors, parts, dtype), scale])
         finite = all_finite([stage, *parts.leave(updates)])
 
         # All that follows waits for `finite`, and so for the last use of the old displacement: XLA
@@ -235,12 +245,13 @@ def ftp(
         w_plus_u = candidate(base_updates, params, whole_w0, parts, norm, d)
 
         push = jnp.where(push > 0, (k(state.step) if callable(k) else k) * push, push)
-        initial = _radii.full(parts, initial_radius, dtype)
+        initial = initial_radius * scale
         learned, radius_state, taken = _radii.descend(
             radius_base,
             push.astype(dtype),
             _radii.where_first(first, radius_base.init(initial), state.radius_state),
             jnp.where(first, initial, state.radii),
+            scale,
         )
         # The projection does without the upper clip, beyond which a radius constrains nothing: it
         # would have all leaves wait for each other's norms.

@@ -89,8 +89,9 @@ def descend(
     gradient: jax.Array,
     optimizer_state: optax.OptState,
     radii: jax.Array,
+    unit: jax.Array,
 ) -> tuple[jax.Array, optax.OptState, jax.Array]:
-    """One step of the radii's own optimizer, if all that comes of it is finite.
+    """One step of the radii's own optimizer, in `unit`, if all that comes of it is finite.
 
     The square of a finite slope may overflow in a second moment, which would stay infinite and
     hold the radii where they are for good.
@@ -98,8 +99,9 @@ def descend(
     Returns:
         Radii and state, and whether the step was taken.
     """
-    updates, new_state = optimizer.update(gradient, optimizer_state, radii)
-    new, old = (optax.apply_updates(radii, updates), new_state), (radii, optimizer_state)
+    updates, new_state = optimizer.update(unit * gradient, optimizer_state, radii / unit)
+    moved = optax.apply_updates(radii, jax.tree.map(lambda x: unit * x, updates))
+    new, old = (moved, new_state), (radii, optimizer_state)
     taken = all_finite([gradient]) & stays_finite(new, old)
     radii, optimizer_state = where(taken, new, old)
     return radii, optimizer_state, taken

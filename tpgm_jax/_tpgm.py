@@ -21,10 +21,12 @@ from tpgm_jax._checks import (
     check_norm,
     check_params,
     check_trees,
+    check_unit,
     with_extra_args,
 )
 from tpgm_jax._guard import all_finite, finite_or_zero, where
 from tpgm_jax._names import Exclude
+from tpgm_jax._unit import units
 
 
 class TPGMState(NamedTuple):
@@ -64,6 +66,7 @@ def tpgm(
     anchor: str = "init",
     anchor_dtype: jax.typing.DTypeLike | None = None,
     axis_name: str | Sequence[str] | None = None,
+    unit: str = "norm",
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer to keep each tensor within a radius learned on held-out data.
 
@@ -112,7 +115,7 @@ def tpgm(
         steps: radius steps in a row.
         every: updates between such rows; the others only clip and project.
         radius_optimizer: any optax transformation; it updates the vector of radii by their
-            gradient. Default `optax.adam(1e-2)`, a step in units of `norm`.
+            gradient. Default `optax.adam(1e-2)`, a step in `unit`.
         norm: "mars", the L1 norm of each row, or "l2", the norm of the whole tensor.
         exclude: leaves that get the base optimizer's update untouched; as for `ftp`.
         axes: which axes index rows and stacked layers; as for `ftp`.
@@ -122,6 +125,7 @@ def tpgm(
             different held-out data: the loss and its gradient are averaged over them, so that
             radii stay equal on all devices. To average `grads` is up to the caller, as for any
             optimizer. Under `jax.jit` with shardings there is nothing to say.
+        unit: in what `radius_optimizer` measures radii, "norm" or "anchor"; as for `ftp`.
 
     Returns:
         A transformation whose `update` needs `params` and `value_fn`. Its state is a
@@ -162,6 +166,7 @@ def tpgm(
     radius_base = _radii.optimizer(radius_optimizer)
     check_norm(norm)
     check_anchor(anchor, anchor_dtype)
+    check_unit(unit, anchor)
     check_count(steps, "steps")
     check_count(every, "every")
 
@@ -192,6 +197,7 @@ def tpgm(
         u = finite_or_zero(finite, parts.select(base_updates))
         w_plus_u = candidate(parts.replace(base_updates, u), params, w0, parts, norm)
         dtype = state.radii.dtype
+        scale = units(unit, parts.select(w0), parts, norm, dtype)
 
         def averaged(x):
             return x if axis_name is None else jax.lax.pmean(x, axis_name)
@@ -208,7 +214,7 @@ def tpgm(
             gradient = averaged(_radii.gather(jax.grad(value)(r, i), parts, dtype))
             clipped = _radii.gather(r, parts, dtype)
             radii, radius_state, taken = _radii.descend(
-                radius_base, gradient, radius_state, clipped
+                radius_base, gradient, radius_state, clipped, scale
             )
             return radii, radius_state, jnp.where(taken, skipped, optax.safe_increment(skipped))
 
