@@ -10,11 +10,14 @@ import optax
 
 from tpgm_jax import _anchor
 from tpgm_jax._ball import AnchorState
+from tpgm_jax._baselines import AnchorDecayState
 from tpgm_jax._ftp import FTPState
 from tpgm_jax._names import closest, leaf_names
+from tpgm_jax._spd import SPDState
 from tpgm_jax._tpgm import TPGMState
 
-OURS = (FTPState, TPGMState, AnchorState)
+LEARNED = (FTPState, TPGMState)
+OURS = (*LEARNED, AnchorState, SPDState, AnchorDecayState)
 
 
 def radii(opt_state: optax.OptState, params: optax.Params) -> dict[str, Any]:
@@ -46,7 +49,7 @@ def radii(opt_state: optax.OptState, params: optax.Params) -> dict[str, Any]:
     """
     known = leaf_names(params)
     merged: dict[str, Any] = {}
-    states = [state for state in _ours(opt_state) if not isinstance(state, AnchorState)]
+    states = [state for state in _ours(opt_state) if isinstance(state, LEARNED)]
     if not states:
         raise ValueError(
             "`opt_state` holds no state of `ftp` or `tpgm`, so there are no learned radii in "
@@ -94,8 +97,8 @@ def set_anchor(
         opt_state: any state with one of ours somewhere in it.
         params: the new anchor, which is copied; the parameters of the whole model.
         reset: learn the radii anew. Step, radii, their optimizer and the displacement
-            start afresh, as after `init`; the base optimizer's state stays. Without it
-            only the anchor moves.
+            start afresh, as after `init`; the base optimizer's state stays, and so do the
+            importances of `add_anchor_decay`. Without it only the anchor moves.
 
     Returns:
         The state with its anchors exchanged.
