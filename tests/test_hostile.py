@@ -21,6 +21,7 @@ METHODS = {
     "spd": lambda base, **kw: spd(base, **kw),
     "tpgm every other": lambda base, **kw: tpgm(base, steps=2, every=2, norm="l2", **kw),
 }
+BALLS = {name: make for name, make in METHODS.items() if name != "spd"}
 each_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
 each_bad = pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 
@@ -119,7 +120,7 @@ def test_a_held_out_loss_that_is_not_finite_leaves_the_radii(bad):
     assert np.all(after.radii <= state.radii)
 
 
-@each_method
+@pytest.mark.parametrize("make", BALLS.values(), ids=BALLS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e10])
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-10, 1.0, 1e10])
 def test_huge_and_tiny_numbers_stay_finite_and_inside_the_ball(make, scale, size):
@@ -130,8 +131,6 @@ def test_huge_and_tiny_numbers_stay_finite_and_inside_the_ball(make, scale, size
         params, state = step(params, state, random_tree(SHAPES, 10 + seed, scale=size))
     for x in jax.tree.leaves((params, state)):
         assert np.all(np.isfinite(x))
-    if make is METHODS["spd"]:  # which has no ball to stay inside
-        return
     moved = np.asarray(params["bias"], np.float64) - np.asarray(start["bias"], np.float64)
     l2 = make in (METHODS["ftp l2"], METHODS["tpgm every other"])
     distance = np.sqrt(np.sum(moved**2)) if l2 else np.sum(np.abs(moved))

@@ -40,7 +40,7 @@ WRAPPERS = {
     "spd": lambda: spd(optax.sgd(0.6, momentum=0.9)),
     "spd of parts": lambda: optax.chain(
         optax.clip_by_global_norm(1.0),
-        spd(optax.adam(1.0, eps=1e-3), strength=lambda step: 1 / (step + 1), **PARTS),
+        spd(optax.adamw(1.0, eps=1e-3), strength=lambda step: 1 / (step + 1), **PARTS),
     ),
 }
 TRANSFORMS = WRAPPERS | {

@@ -133,10 +133,9 @@ def add_anchor_decay(
         pulls = [displacement(*leaf) for leaf in zip(w, w0, strict=True)]
         if importance is not None:
             factors = parts.select(state.importance)
-            pulls = [f.astype(x.dtype) * x for f, x in zip(factors, pulls, strict=True)]
+            pulls = [f * x for f, x in zip(factors, pulls, strict=True)]
         now = weight(state.step) if callable(weight) else weight
-        pulls = [jnp.asarray(now, x.dtype) * x for x in pulls]
-        pulled = [(x + y).astype(x.dtype) for x, y in zip(g, pulls, strict=True)]
+        pulled = [(x + now * pull).astype(x.dtype) for x, pull in zip(g, pulls, strict=True)]
         step = optax.safe_increment(state.step)
         return parts.replace(updates, pulled), AnchorDecayState(
             step, state.anchor, state.importance

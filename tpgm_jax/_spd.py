@@ -21,13 +21,7 @@ from tpgm_jax._checks import (
 )
 from tpgm_jax._guard import all_finite, where
 from tpgm_jax._names import Exclude
-from tpgm_jax._projection import (
-    displacement,
-    inner_products,
-    norms,
-    scaled_update,
-    wide_dtype,
-)
+from tpgm_jax._projection import displacement, inner_products, norms, scaled_update
 
 
 class SPDState(NamedTuple):
@@ -142,9 +136,7 @@ def spd(
         g, w, w0 = (parts.select(tree) for tree in (updates, params, whole_w0))
         d = [displacement(*leaf) for leaf in zip(w, w0, strict=True)]
         before = [norms(*leaf, "l2") for leaf in zip(d, parts.tensors, strict=True)]
-        wide_g = [x.astype(wide_dtype(x)) for x in g]
-        leaves = zip(wide_g, d, parts.tensors, strict=True)
-        slopes = [inner_products(*leaf, "l2") for leaf in leaves]
+        slopes = [inner_products(*leaf, "l2") for leaf in zip(g, d, parts.tensors, strict=True)]
         # A product with NaN or infinity is never finite, so that the gradients that are in
         # `slopes` need no pass of their own.
         stage = _radii.gather(slopes, parts, _radii.radii_dtype(params, parts))
@@ -153,8 +145,8 @@ def spd(
         base_updates, base_state = base.update(
             where(finite, updates, 0.0), state.base_state, params, **extra_args
         )
-        u = [jnp.where(finite & jnp.isfinite(x), x, 0) for x in parts.select(base_updates)]
-        c = [x + y.astype(x.dtype) for x, y in zip(d, u, strict=True)]
+        u = [jnp.where(jnp.isfinite(x), x, 0) for x in parts.select(base_updates)]
+        c = [x + y for x, y in zip(d, u, strict=True)]
         after = [norms(*leaf, "l2") for leaf in zip(c, parts.tensors, strict=True)]
         now = strength(state.step) if callable(strength) else strength
         leaves = zip(slopes, before, after, strict=True)
