@@ -83,6 +83,43 @@ def project(d, units, radii, norm):
     return projected
 
 
+class SPD:
+    """SPD on one tensor, given the gradient and the base optimizer's update."""
+
+    def __init__(self, anchor, groups, strength=1.0):
+        self.anchor, self.groups, self.strength = np.array(anchor), groups, strength
+        self.acted = 0
+
+    def step(self, params, gradient, update):
+        d, candidate = params - self.anchor, params + update
+        after = np.array(candidate)
+        for group in self.groups:
+            if sum(gradient[index] * d[index] for index in group) > 0:
+                far = size(candidate - self.anchor, group, "l2")
+                q = min(max((far - size(d, group, "l2")) / far, 0.0), 1.0)
+                self.acted += q > 0
+                for index in group:
+                    away = candidate[index] - self.anchor[index]
+                    after[index] = candidate[index] - self.strength * q * away
+        return after
+
+
+def decayed(params, anchor, gradient, weight, importance):
+    """The gradient with the pull towards the anchor."""
+    pulled = np.array(gradient)
+    for index in itertools.product(*map(range, pulled.shape)):
+        distance = params[index] - anchor[index]
+        pulled[index] = gradient[index] + weight * importance[index] * distance
+    return pulled
+
+
+def interpolated(anchor, params, alpha):
+    mixed = np.array(params)
+    for index in itertools.product(*map(range, mixed.shape)):
+        mixed[index] = (1 - alpha) * anchor[index] + alpha * params[index]
+    return mixed
+
+
 def largest(d, unit, norm):
     return max(size(d, row, norm) for row in unit)
 

@@ -11,14 +11,16 @@ from conftest import make_step, random_tree
 from transforms import loss, numbers, stepper
 
 import tpgm_jax
-from tpgm_jax import ftp, project_to_anchor, tpgm
+from tpgm_jax import add_anchor_decay, ftp, project_to_anchor, spd, tpgm
 
 METHODS = {
     "ftp": lambda **kw: ftp(optax.adam(0.1), **kw),
     "ftp compact": lambda **kw: ftp(optax.adam(0.1), memory="compact", **kw),
     "ftp l2": lambda **kw: ftp(optax.adam(0.1), norm="l2", exclude="head/.*", **kw),
     "tpgm": lambda **kw: tpgm(optax.adam(0.1), **kw),
+    "spd": lambda **kw: spd(optax.sgd(0.6, momentum=0.9), **kw),
     "project_to_anchor": lambda **kw: optax.chain(optax.sgd(0.1), project_to_anchor(0.5, **kw)),
+    "add_anchor_decay": lambda **kw: optax.chain(add_anchor_decay(0.3, **kw), optax.sgd(0.1)),
 }
 each_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
 
@@ -106,7 +108,12 @@ def test_radii_can_be_learned_anew_without_an_anchor_in_the_state():
 )
 def test_a_wrong_anchor_is_an_error_that_says_what_to_do(options, handed, message):
     params = {"w": jnp.ones((2, 2))}
-    for tx in (ftp(optax.sgd(0.1), **options), project_to_anchor(0.1, **options)):
+    for tx in (
+        ftp(optax.sgd(0.1), **options),
+        spd(optax.sgd(0.1), **options),
+        project_to_anchor(0.1, **options),
+        add_anchor_decay(0.1, **options),
+    ):
         with pytest.raises(ValueError, match=message):
             tx.update(params, tx.init(params), params, **handed)
     tx = tpgm(optax.sgd(0.1), **options)

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tpgm_jax import Axes, ftp, project_to_anchor
+from tpgm_jax import Axes, add_anchor_decay, ftp, project_to_anchor, spd
 
 SCANNED = {"layers/.*": Axes(layers=0)}
 METHODS = {
@@ -20,6 +20,7 @@ METHODS = {
     "ftp by anchor": ftp(optax.adamw(0.1), axes=SCANNED, unit="anchor"),
     "ftp compact": ftp(optax.adamw(0.1), axes=SCANNED, memory="compact"),
     "ftp compact l2": ftp(optax.adamw(0.1), axes=SCANNED, memory="compact", norm="l2"),
+    "spd": spd(optax.adamw(0.1), axes=SCANNED),
     "project_to_anchor": optax.chain(optax.adamw(0.1), project_to_anchor(0.1, axes=SCANNED)),
 }
 each_method = pytest.mark.parametrize("tx", METHODS.values(), ids=METHODS)
@@ -87,3 +88,9 @@ def test_their_number_does_not_grow_with_the_leaves(tx, kind):
     assert few == many
     assert set(many) == {"all-reduce"}
     assert many["all-reduce"] <= 9
+
+
+@each_kind
+def test_the_decay_needs_no_word_from_other_devices(kind):
+    decay = optax.chain(add_anchor_decay(0.1), optax.adam(0.1))
+    assert not collectives(decay, kind, blocks=1, mixed=True)[0]

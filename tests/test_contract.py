@@ -18,7 +18,7 @@ from transforms import (
     stepper,
 )
 
-from tpgm_jax import ftp, project_to_anchor, tpgm
+from tpgm_jax import add_anchor_decay, ftp, project_to_anchor, spd, tpgm
 
 each_dtype = pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 
@@ -62,7 +62,7 @@ def test_accepts_unknown_extra_args(make):
     jax.eval_shape(stepper(tx, unrelated=1), params, tx.init(params))
 
 
-@pytest.mark.parametrize("wrap", [ftp, tpgm])
+@pytest.mark.parametrize("wrap", [ftp, tpgm, spd])
 def test_hands_the_base_optimizer_the_extra_args_that_it_needs(wrap):
     def init(params):
         del params
@@ -101,8 +101,14 @@ def test_updates_are_of_the_parameters_type_and_states_of_the_states(make, dtype
 
 @pytest.mark.parametrize(
     "tx",
-    [ftp(optax.sgd(0.1)), tpgm(optax.sgd(0.1)), project_to_anchor(0.5)],
-    ids=["ftp", "tpgm", "project_to_anchor"],
+    [
+        ftp(optax.sgd(0.1)),
+        tpgm(optax.sgd(0.1)),
+        spd(optax.sgd(0.1)),
+        project_to_anchor(0.5),
+        add_anchor_decay(0.1),
+    ],
+    ids=["ftp", "tpgm", "spd", "project_to_anchor", "add_anchor_decay"],
 )
 def test_its_state_keeps_its_type_though_parameters_be_weakly_typed(tx):
     params = {"gain": jnp.asarray(1.0), "bias": jnp.full(3, 1.0)}
@@ -194,8 +200,17 @@ def valley(params):
         *((make, loss, None, 2.0) for make in WRAPPERS.values()),
         (lambda: optax.chain(optax.adam(0.1), project_to_anchor(20.0)), loss, None, 2.0),
         (lambda: ftp(optax.adam(0.01)), valley, {"a": (2,)}, 1.0),
+        (lambda: spd(optax.adam(0.01)), valley, {"a": (2,)}, 1.0),
+        # The slopes 2 * (x - 2) of the loss and 2 * x of the pull to the start cancel at 1.
+        (lambda: optax.chain(add_anchor_decay(2.0), optax.adam(0.1)), loss, None, 1.0),
     ],
-    ids=[*WRAPPERS, "project_to_anchor", "ftp in a valley"],
+    ids=[
+        *WRAPPERS,
+        "project_to_anchor",
+        "ftp in a valley",
+        "spd in a valley",
+        "add_anchor_decay",
+    ],
 )
 def test_converges(make, objective, shapes, minimum):
     tx, start = make(), jax.tree.map(jnp.zeros_like, numbers(shapes=shapes))

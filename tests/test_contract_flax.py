@@ -14,7 +14,7 @@ from flax.training.train_state import TrainState
 from transforms import STEPS, assert_close
 
 import tpgm_jax
-from tpgm_jax import Axes, ftp, project_to_anchor, tpgm
+from tpgm_jax import Axes, ftp, project_to_anchor, spd, tpgm
 
 LAYERS = 2
 DENSE = functools.partial(nn.Dense, param_dtype=jnp.float64)
@@ -25,6 +25,7 @@ METHODS = {
     "project_to_anchor": lambda **options: optax.chain(
         optax.adam(0.1), project_to_anchor(0.05, **options)
     ),
+    "spd": lambda **options: spd(optax.sgd(0.6, momentum=0.9), **options),
 }
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 LEARNED = {name: METHODS[name] for name in ("ftp", "tpgm")}

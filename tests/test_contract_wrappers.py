@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from transforms import STEPS, assert_close, each_transform, loss, numbers, stepper
 
 import tpgm_jax
-from tpgm_jax import STATIC_ARGS, AnchorState, FTPState, TPGMState, ftp, project_to_anchor, tpgm
+from tpgm_jax import STATIC_ARGS, add_anchor_decay, ftp, project_to_anchor, spd, tpgm
 
 # Each method around Adam, or after it.
 METHODS = {
@@ -20,7 +20,13 @@ METHODS = {
     "AnchorState": lambda **options: optax.chain(
         optax.adam(0.1), project_to_anchor(0.5, **options)
     ),
+    # At this rate it acts within the first steps.
+    "SPDState": lambda **options: spd(optax.adam(1.0), **options),
+    "AnchorDecayState": lambda **options: optax.chain(
+        add_anchor_decay(0.3, **options), optax.adam(0.1)
+    ),
 }
+LEARNED = [METHODS["FTPState"], METHODS["TPGMState"]]
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 HEAD = {"layers": False, "head": True, "gain": False}
 
@@ -88,11 +94,12 @@ def test_apply_if_finite_steps_over_a_gradient_that_is_not(method, x64):
 def test_a_part_of_the_model_under_partition_learns_as_with_the_rest_excluded(method, x64):
     # What is excluded gets the base optimizer, and the loss has a term for each leaf.
     labels = {"layers": "body", "head": "head", "gain": "body"}
-    parts: Any = {"body": method(), "head": optax.adam(0.1)}
+    alone = optax.adam(1.0 if method is METHODS["SPDState"] else 0.1)
+    parts: Any = {"body": method(), "head": alone}
     params, state = run(optax.partition(parts, labels), numbers())
     expected, expected_state = run(method(exclude="head/.*"), numbers())
     assert_close(params, expected)
-    if method is not METHODS["AnchorState"]:
+    if method in LEARNED:
         received = tpgm_jax.radii(state, params)
         assert received == pytest.approx(tpgm_jax.radii(expected_state, params), abs=1e-12)
 
@@ -130,6 +137,14 @@ INJECTED = {
         },
     ),
     "tpgm": (tpgm, {"base_optimizer": optax.adam(0.1), "steps": 2, "every": 2, "norm": "l2"}),
+    "spd": (
+        spd,
+        {
+            "base_optimizer": optax.sgd(0.6, momentum=0.9),
+            "strength": 0.5,
+            "axes": lambda path, _: tpgm_jax.Axes(layers=0) if "layers" in path else None,
+        },
+    ),
     "project_to_anchor": (project_to_anchor, {"radius": 0.3, "exclude": "head/.*"}),
 }
 
@@ -140,6 +155,15 @@ def test_injected_hyperparameters_act_as_given_ones(factory, arguments, x64):
     params, state = run(injected, numbers())
     expected = run(factory(**arguments), numbers())
     assert_close((params, state.inner_state), expected)
+
+
+def test_the_injected_weight_of_a_decay_acts_as_a_given_one(x64):
+    arguments = {"weight": 0.3, "exclude": "head/.*", "importance": numbers(9)}
+    # It has no `axes`, and needs nothing static unless `exclude` is a function.
+    injected = optax.inject_hyperparams(add_anchor_decay)(**arguments)
+    params, state = run(optax.chain(injected, optax.sgd(0.1)), numbers())
+    expected = run(optax.chain(add_anchor_decay(**arguments), optax.sgd(0.1)), numbers())
+    assert_close((params, state[0].inner_state), (expected[0], expected[1][0]))
 
 
 def test_injected_hyperparameters_can_be_changed_between_steps(x64):
@@ -167,6 +191,11 @@ def test_injected_hyperparameters_need_not_be_rounded_to_half_precision():
     [
         (ftp(optax.adam(0.1), k=0.5), ftp(optax.adam(0.1), k=optax.constant_schedule(0.5))),
         (project_to_anchor(0.5), project_to_anchor(optax.constant_schedule(0.5))),
+        (add_anchor_decay(0.5), add_anchor_decay(optax.constant_schedule(0.5))),
+        (
+            spd(optax.sgd(0.6, momentum=0.9), strength=0.5),
+            spd(optax.sgd(0.6, momentum=0.9), strength=optax.constant_schedule(0.5)),
+        ),
         (
             tpgm(optax.sgd(0.1), radius_optimizer=optax.adam(0.02)),
             tpgm(
@@ -175,7 +204,7 @@ def test_injected_hyperparameters_need_not_be_rounded_to_half_precision():
             ),
         ),
     ],
-    ids=["k", "radius", "learning rates"],
+    ids=["k", "radius", "weight", "strength", "learning rates"],
 )
 def test_a_constant_schedule_acts_as_the_constant(constant, schedule, x64):
     assert_close(run(schedule, numbers())[0], run(constant, numbers())[0])
@@ -225,7 +254,7 @@ WRAPPED = {
 def test_our_state_is_found_inside_wrappers_by_its_name(name, wrap):
     state = wrap(METHODS[name]()).init(numbers())
     found = optax.tree.get(state, name)
-    assert isinstance(found, {"FTPState": FTPState, "TPGMState": TPGMState}.get(name, AnchorState))
+    assert isinstance(found, getattr(tpgm_jax, name))
     anchor: Any = optax.tree.get(state, "anchor")
     np.testing.assert_array_equal(anchor["gain"], numbers()["gain"])
 
@@ -251,7 +280,7 @@ def test_map_params_gives_copies_of_the_parameters_their_partition_specs(make):
     everything = optax.tree.map_params(
         tx, lambda _, spec: spec, tx.init(params), specs, transform_non_params=lambda _: None
     )
-    for mirror in ("anchor", "displacement", "mu", "trace"):
+    for mirror in ("anchor", "displacement", "importance", "mu", "trace"):
         for path, tree in optax.tree.get_all_with_path(everything, mirror):
             assert tree == specs or "radius_state" in jax.tree_util.keystr(path)
     assert optax.tree.get(everything, "anchor") == specs

@@ -11,7 +11,7 @@ from test_sharding import EXPLICIT, OPTIONS, SHAPES, SPECS, each_kind, laid_out,
 from transforms import PARTS, STEPS, numbers, stepper
 
 import tpgm_jax
-from tpgm_jax import ftp, offload, project_to_anchor, tpgm
+from tpgm_jax import add_anchor_decay, ftp, offload, project_to_anchor, spd, tpgm
 
 # Untyped, as optax types a state no closer than as a tree.
 set_anchor: Any = tpgm_jax.set_anchor
@@ -22,6 +22,10 @@ METHODS = {
     "tpgm": lambda **options: tpgm(optax.adam(0.1), every=2, steps=2, **options),
     "project_to_anchor": lambda **options: optax.chain(
         optax.adam(0.1), project_to_anchor(0.5, **options)
+    ),
+    "spd": lambda **options: spd(optax.adam(0.1), **options),
+    "add_anchor_decay": lambda axes=None, **options: optax.chain(
+        add_anchor_decay(0.1, **options), optax.adam(0.1)
     ),
 }
 each_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
@@ -122,6 +126,14 @@ def test_a_new_anchor_from_the_host_goes_where_the_old_one_lies():
     tx, params = METHODS["ftp"](), numbers()
     moved = set_anchor(tx.init(params), jax.device_put(params, jax.memory.Space.Host))
     assert kinds(moved) == {"device"}
+
+
+def test_importances_go_along():
+    params = numbers()
+    tx = optax.chain(add_anchor_decay(0.1, importance=numbers(5)), optax.sgd(0.1))
+    state = offload(tx.init(params))
+    assert kinds(optax.tree.get(state, "importance")) == {"pinned_host"}
+    assert_equal(trained(tx, params, state), trained(tx, params, tx.init(params)))
 
 
 def test_an_anchor_handed_in_may_lie_on_the_host():

@@ -1,5 +1,7 @@
 """The methods against their NumPy float64 loops, on random trees of rank 0 to 5."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -179,6 +181,50 @@ def test_a_fixed_radius_equals_its_loops(norm, unit):
         expected = reference.project(np.asarray(update[name]), units(name, norm), radii, norm)
         moved = np.asarray(params[name]) - np.asarray(anchor[name])
         np.testing.assert_allclose(moved, expected, rtol=0, atol=TOLERANCE, err_msg=name)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+def test_spd_equals_its_loops(strength):
+    anchor = random_tree(SHAPES, seed=0)
+    tx = tpgm_jax.spd(optax.sgd(0.05, momentum=0.9), strength=strength, axes=AXES)
+    step, params, state = make_step(tx), anchor, tx.init(anchor)
+    groups = {name: [row for (row,) in units(name, "l2")] for name in SHAPES}
+    loops = {name: reference.SPD(anchor[name], groups[name], strength) for name in SHAPES}
+    expected = numpy_tree(anchor)
+    momentum: dict[str, Any] = dict.fromkeys(SHAPES, 0.0)
+    for grads in gradients():
+        params, state = step(params, state, grads)
+        for name, g in numpy_tree(grads).items():
+            momentum[name] = 0.9 * momentum[name] + g
+            expected[name] = loops[name].step(expected[name], g, -0.05 * momentum[name])
+        assert_close(params, expected)
+    # Where the gradients turn round, momentum goes on in every group, and then gives in.
+    for name, loop in loops.items():
+        assert len(groups[name]) <= loop.acted < STEPS * len(groups[name]), name
+
+
+def test_the_decay_equals_its_loops():
+    anchor, importance = (random_tree(SHAPES, seed) for seed in (0, 2))
+    tx = optax.chain(
+        tpgm_jax.add_anchor_decay(0.7, importance=importance), optax.sgd(0.05, momentum=0.9)
+    )
+    step, params, state = make_step(tx), anchor, tx.init(anchor)
+    w0, factors, expected = numpy_tree(anchor), numpy_tree(importance), numpy_tree(anchor)
+    momentum: dict[str, Any] = dict.fromkeys(SHAPES, 0.0)
+    for grads in gradients():
+        params, state = step(params, state, grads)
+        for name, g in numpy_tree(grads).items():
+            pulled = reference.decayed(expected[name], w0[name], g, 0.7, factors[name])
+            momentum[name] = 0.9 * momentum[name] + pulled
+            expected[name] = expected[name] - 0.05 * momentum[name]
+        assert_close(params, expected)
+
+
+def test_interpolation_equals_its_loops():
+    anchor, params = random_tree(SHAPES, seed=0), random_tree(SHAPES, seed=1)
+    mixed = jax.jit(tpgm_jax.interpolate)(anchor, params, 0.3)
+    pairs = {name: (np.asarray(anchor[name]), np.asarray(params[name])) for name in SHAPES}
+    assert_close(mixed, {name: reference.interpolated(*x, 0.3) for name, x in pairs.items()})
 
 
 def test_float32_follows_the_float64_loops():

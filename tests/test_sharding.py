@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from transforms import STEPS, assert_close, loss, numbers, stepper
 
 import tpgm_jax
-from tpgm_jax import Axes, fit_radii, ftp, project_to_anchor, tpgm
+from tpgm_jax import Axes, add_anchor_decay, fit_radii, ftp, project_to_anchor, spd, tpgm
 
 DEVICES = 8
 
@@ -69,7 +69,12 @@ METHODS = {
     "project_to_anchor": lambda **options: optax.chain(
         optax.adam(0.1), project_to_anchor(0.5, **options)
     ),
+    "spd": lambda **options: spd(optax.sgd(0.6, momentum=0.9), **options),
+    "add_anchor_decay": lambda *, exclude, axes: optax.chain(
+        add_anchor_decay(0.3, exclude=exclude), optax.adam(0.1)
+    ),
 }
+LEARNED = [METHODS["ftp"], METHODS["tpgm"]]
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 each_model = pytest.mark.parametrize("model", SHAPES)
@@ -132,7 +137,7 @@ def test_eight_devices_learn_as_one(method, model, kind):
     assert {len(x.devices()) for x in jax.tree.leaves(many.params)} == {DEVICES}
     assert {len(x.devices()) for x in jax.tree.leaves(one.params)} == {1}
     assert_close((many.params, many.state), (one.params, one.state))
-    if method is not METHODS["project_to_anchor"]:
+    if method in LEARNED:
         radii = tpgm_jax.radii(many.state, many.params)
         assert_close(radii, tpgm_jax.radii(one.state, one.params))
 

@@ -25,12 +25,24 @@ def loss(params):
 set_anchor: Any = tpgm_jax.set_anchor
 
 ADAM = optax.adam(1e-2)
+MOMENTUM = optax.sgd(0.6, momentum=0.9)
+
+
+def RISING(step):
+    """A schedule, so that the step matters."""
+    return 0.1 * (step + 1)
+
+
 TRANSFORMS = {
     "ftp": lambda base=ADAM: tpgm_jax.ftp(base, **OPTIONS),
     "ftp compact": lambda base=ADAM: tpgm_jax.ftp(base, memory="compact", **OPTIONS),
     "tpgm": lambda base=ADAM: tpgm_jax.tpgm(base, every=3, steps=2, **OPTIONS),
     "project_to_anchor": lambda base=ADAM: optax.chain(
         base, tpgm_jax.project_to_anchor(0.05, **OPTIONS)
+    ),
+    "spd": lambda base=MOMENTUM: tpgm_jax.spd(base, strength=RISING, **OPTIONS),
+    "add_anchor_decay": lambda base=ADAM: optax.chain(
+        tpgm_jax.add_anchor_decay(RISING, importance=random_tree(SHAPES, 9), exclude="head"), base
     ),
 }
 each_transform = pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from tpgm_jax import Axes, ftp, project_to_anchor, tpgm
+from tpgm_jax import Axes, add_anchor_decay, ftp, project_to_anchor, spd, tpgm
 
 # A stack of two layers, a head, and a parameter of rank 0.
 SHAPES = {
@@ -36,12 +36,28 @@ WRAPPERS = {
         optax.sgd(0.1, momentum=0.9), steps=2, every=2, norm="l2", **PARTS
     ),
     "tpgm chained": lambda: optax.chain(optax.clip_by_global_norm(1.0), tpgm(ADAMW)),
+    # With these momenta it acts within the first steps.
+    "spd": lambda: spd(optax.sgd(0.6, momentum=0.9)),
+    "spd of parts": lambda: optax.chain(
+        optax.clip_by_global_norm(1.0),
+        spd(optax.adamw(1.0, eps=1e-3), strength=lambda step: 1 / (step + 1), **PARTS),
+    ),
 }
 TRANSFORMS = WRAPPERS | {
     "project_to_anchor": lambda: project_to_anchor(0.5),
     "project_to_anchor of parts": lambda: project_to_anchor(0.5, norm="l2", **PARTS),
     "project_to_anchor chained": lambda: optax.chain(
         optax.adam(0.1), project_to_anchor(lambda step: 0.1 * (step + 1))
+    ),
+    "add_anchor_decay": lambda: optax.chain(add_anchor_decay(0.3), optax.adam(0.1)),
+    "add_anchor_decay of parts": lambda: optax.chain(
+        optax.scale_by_adam(eps=1e-3),
+        add_anchor_decay(
+            lambda step: 1 / (step + 1),
+            importance=jax.tree.map(jnp.abs, numbers(9)),
+            exclude="head/.*",
+        ),
+        optax.scale_by_learning_rate(0.1),
     ),
 }
 each_transform = pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS)

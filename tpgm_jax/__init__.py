@@ -8,12 +8,17 @@ from importlib.metadata import version
 # Methods, as optax transformations.
 from tpgm_jax._ball import AnchorState as AnchorState
 from tpgm_jax._ball import project_to_anchor as project_to_anchor
+from tpgm_jax._baselines import AnchorDecayState as AnchorDecayState
+from tpgm_jax._baselines import add_anchor_decay as add_anchor_decay
 from tpgm_jax._ftp import FTPState as FTPState
 from tpgm_jax._ftp import ftp as ftp
+from tpgm_jax._spd import SPDState as SPDState
+from tpgm_jax._spd import spd as spd
 from tpgm_jax._tpgm import TPGMState as TPGMState
 from tpgm_jax._tpgm import tpgm as tpgm
 
-# A method for models that are already fine-tuned.
+# Methods for models that are already fine-tuned.
+from tpgm_jax._baselines import interpolate as interpolate  # isort: skip
 from tpgm_jax._posthoc import FittedRadii as FittedRadii  # isort: skip
 from tpgm_jax._posthoc import fit_radii as fit_radii  # isort: skip
 
@@ -25,7 +30,8 @@ from tpgm_jax._state import set_anchor as set_anchor  # isort: skip
 # How tensors divide into groups and rows.
 from tpgm_jax._axes import Axes as Axes  # isort: skip
 
-# Parameters of the methods that are never schedules: for `optax.inject_hyperparams`.
-STATIC_ARGS = ("norm", "exclude", "axes", "anchor_dtype")
+# Parameters that may be functions and yet are no schedules: for `optax.inject_hyperparams`, of
+# every transformation but `add_anchor_decay`, which has no `axes`.
+STATIC_ARGS = ("exclude", "axes")
 
 __version__ = version("tpgm-jax")

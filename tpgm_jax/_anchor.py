@@ -44,7 +44,19 @@ def used(
         return jax.tree.map(on_device, state_anchor)
     if source == "zero":
         return jax.tree.map(jnp.zeros_like, params)
-    given = by_name(argument)
+    remedy = "pass the pre-trained parameters of the same model"
+    return matched(argument, params, layout, "the `anchor` handed to `update`", remedy)
+
+
+def matched(
+    tree: Any, params: optax.Params, layout: Layout, what: str, remedy: str
+) -> optax.Params:
+    """The constrained leaves of `tree` in the structure of `params`, found by name.
+
+    Raises:
+        ValueError: `what` lacks a constrained leaf, or has it in another shape; with `remedy`.
+    """
+    given = by_name(tree)
 
     def matching(name, leaf, tensor):
         if tensor is None:  # not constrained: a new head need not be in a reference model
@@ -52,9 +64,8 @@ def used(
         if name not in given or jnp.shape(given[name]) != tensor.shape:
             found = f"of shape {jnp.shape(given[name])}" if name in given else "missing"
             raise ValueError(
-                f"the `anchor` handed to `update` has {name!r} {found}, where {tensor.shape} is "
-                f"expected (closest: {closest(name, given) or 'none'}): pass the pre-trained "
-                "parameters of the same model, or `exclude` what it lacks."
+                f"{what} has {name!r} {found}, where {tensor.shape} is expected (closest: "
+                f"{closest(name, given) or 'none'}): {remedy}, or `exclude` what it lacks."
             )
         return on_device(given[name])
 
@@ -64,7 +75,7 @@ def used(
 
 
 def copied(
-    params: optax.Params, layout: Layout, dtype: jax.typing.DTypeLike | None
+    params: optax.Params, layout: Layout, dtype: jax.typing.DTypeLike | None = None
 ) -> optax.Params:
     """`params`, leaf for leaf; nothing is kept of the leaves that are not constrained.
 

@@ -4,6 +4,7 @@ Python numbers are checked where a transformation is built. Under
 `optax.inject_hyperparams` they are traced, and nobody can check them.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -70,6 +71,12 @@ def check_positive(value: Any, argument: str, schedule: bool = False) -> None:
         raise ValueError(f"`{argument}` must be positive; got {value}.")
 
 
+def check_not_negative(value: Any, argument: str, schedule: bool = False) -> None:
+    _check_number(value, argument, schedule)
+    if isinstance(value, int | float) and not 0 <= value < math.inf:
+        raise ValueError(f"`{argument}` must be finite, and 0 or more; got {value}.")
+
+
 def check_fraction(value: Any, argument: str, schedule: bool = False) -> None:
     _check_number(value, argument, schedule)
     if isinstance(value, int | float) and not 0 <= value <= 1:
@@ -123,8 +130,8 @@ def check_trees(
             "pass `jax.grad` the tree that you pass to `update`."
         )
     remedy = (
-        "The state is of another model, or of other `exclude`, `axes`, `anchor` or `memory`: "
-        "call `init` with these parameters, or load the matching checkpoint."
+        "The state is of another model, or of other `exclude`, `axes`, `anchor`, `memory` or "
+        "`importance`: call `init` with these parameters, or load the matching checkpoint."
     )
     names = leaf_names(params)
     for field, whole in kept.items():

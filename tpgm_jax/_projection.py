@@ -92,6 +92,13 @@ def projected_update(
     return that one itself would be to keep it, an array as large as the parameters, until
     the norms of the displacement are known.
     """
+    return scaled_update(params, anchor, d, shrinkage(radius, n))
+
+
+def scaled_update(
+    params: jax.Array, anchor: jax.Array, d: jax.Array, ratio: jax.Array
+) -> jax.Array:
+    """The update that ends at `W0 + ratio * d`, in the dtype of `params`."""
     # `u - (1 - ratio) * d` is shorter, but cancels when `u` dwarfs the radius.
-    pulled = (anchor.astype(d.dtype) - params.astype(d.dtype)) + shrinkage(radius, n) * d
-    return pulled.astype(params.dtype)
+    scaled = (anchor.astype(d.dtype) - params.astype(d.dtype)) + ratio * d
+    return scaled.astype(params.dtype)

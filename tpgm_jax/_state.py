@@ -10,12 +10,16 @@ import optax
 
 from tpgm_jax import _anchor
 from tpgm_jax._ball import AnchorState
+from tpgm_jax._baselines import AnchorDecayState
 from tpgm_jax._ftp import FTPState
 from tpgm_jax._names import closest, leaf_names
 from tpgm_jax._placement import beside, on_device, on_host
+from tpgm_jax._spd import SPDState
 from tpgm_jax._tpgm import TPGMState
 
-OURS = (FTPState, TPGMState, AnchorState)
+LEARNED = (FTPState, TPGMState)
+LARGE = ("anchor", "displacement", "importance")
+OURS = (*LEARNED, AnchorState, SPDState, AnchorDecayState)
 
 
 def radii(opt_state: optax.OptState, params: optax.Params) -> dict[str, Any]:
@@ -47,7 +51,7 @@ def radii(opt_state: optax.OptState, params: optax.Params) -> dict[str, Any]:
     """
     known = leaf_names(params)
     merged: dict[str, Any] = {}
-    states = [state for state in _ours(opt_state) if not isinstance(state, AnchorState)]
+    states = [state for state in _ours(opt_state) if isinstance(state, LEARNED)]
     if not states:
         raise ValueError(
             "`opt_state` holds no state of `ftp` or `tpgm`, so there are no learned radii in "
@@ -95,8 +99,8 @@ def set_anchor(
         opt_state: any state with one of ours somewhere in it.
         params: the new anchor, which is copied; the parameters of the whole model.
         reset: learn the radii anew. Step, radii, their optimizer and the displacement
-            start afresh, as after `init`; the base optimizer's state stays. Without it
-            only the anchor moves.
+            start afresh, as after `init`; the base optimizer's state stays, and so do the
+            importances of `add_anchor_decay`. Without it only the anchor moves.
 
     Returns:
         The state with its anchors exchanged.
@@ -128,7 +132,7 @@ def set_anchor(
 
 
 def offload(opt_state: optax.OptState) -> optax.OptState:
-    """Moves anchors and displacements to the host's memory, `pinned_host`.
+    """Moves anchors, displacements and importances to the host's memory, `pinned_host`.
 
     Each `update` then moves them in where it uses them, and the new displacement back, so
     that devices hold them during a step alone. The numbers are the same; the steps take
@@ -156,7 +160,7 @@ def offload(opt_state: optax.OptState) -> optax.OptState:
     def moved(node):
         if not _is_ours(node):
             return node
-        fields = [x for x in ("anchor", "displacement") if x in node._fields]
+        fields = [x for x in LARGE if x in node._fields]
         return node._replace(**{x: jax.tree.map(on_host, getattr(node, x)) for x in fields})
 
     return jax.tree.map(moved, opt_state, is_leaf=_is_ours)

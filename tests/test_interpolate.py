@@ -1,0 +1,145 @@
+"""Interpolation between the anchor and the fine-tuned parameters: WiSE-FT."""
+
+from collections import OrderedDict
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import random_tree
+from flax import nnx
+
+import tpgm_jax
+
+# Untyped, since a type checker would refuse much of what the errors are tested with.
+interpolate: Any = tpgm_jax.interpolate
+
+SHAPES = {"gain": (), "body": (3, 2), "head": (2, 2)}
+PARAMS = {"w": jnp.ones((3, 2)), "v": jnp.ones(2)}
+
+
+def trees(dtype=None):
+    """An anchor and fine-tuned parameters."""
+    return [random_tree(SHAPES, seed, dtype=dtype) for seed in (0, 1)]
+
+
+def test_interpolation_goes_a_fraction_of_the_way():
+    anchor, params = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([5.0, 1.0])}
+    np.testing.assert_array_equal(interpolate(anchor, params, 0.25)["w"], [2.0, 1.75])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_ends_are_the_anchor_and_the_parameters_bit_for_bit(dtype, compiled):
+    numbers = [0.1, 1e30, -0.0, 0.0, np.nan, np.inf, 3.3]
+    anchor, params = {"w": jnp.array(numbers, dtype)}, {"w": jnp.array(numbers[::-1], dtype)}
+    mix = jax.jit(interpolate) if compiled else interpolate
+    for alpha, end in ((0.0, anchor), (1.0, params), (0, anchor), (1, params)):
+        received = mix(anchor, params, alpha)
+        assert np.asarray(received["w"]).tobytes() == np.asarray(end["w"]).tobytes()
+
+
+def test_what_has_not_moved_stays_bit_for_bit():
+    anchor = {"w": jnp.asarray(np.random.default_rng(0).normal(size=1000), jnp.float32)}
+    for alpha in (0.1, 0.3, 0.7):
+        mixed = interpolate(anchor, jax.tree.map(jnp.copy, anchor), alpha)
+        np.testing.assert_array_equal(mixed["w"], anchor["w"])
+
+
+def test_half_precision_is_interpolated_in_float32():
+    anchor, params = trees(dtype=jnp.bfloat16)
+    mixed = interpolate(anchor, params, 0.3)
+    for name, received in mixed.items():
+        assert received.dtype == jnp.bfloat16
+        w0, w = (np.asarray(x[name], np.float64) for x in (anchor, params))
+        # Half a spacing, 2^-8 of it, and a little for the float32 before.
+        np.testing.assert_allclose(
+            np.asarray(received, np.float64), 0.7 * w0 + 0.3 * w, rtol=1.01 / 2**8, atol=1e-6
+        )
+
+
+def test_types_are_those_of_the_parameters_and_what_is_no_float_is_theirs():
+    key = jax.random.key(1)
+    anchor = {"w": jnp.zeros(2), "steps": jnp.array(1), "key": jax.random.key(0), "flag": True}
+    params = {"w": jnp.ones(2, jnp.bfloat16), "steps": jnp.array(9), "key": key, "flag": False}
+    mixed = interpolate(anchor, params, 0.5)
+    np.testing.assert_array_equal(mixed["w"], jnp.full(2, 0.5, jnp.bfloat16))
+    assert mixed["w"].dtype == jnp.bfloat16
+    assert (mixed["steps"], mixed["flag"]) == (9, False)
+    assert mixed["key"] == key
+
+
+def test_leaves_are_found_by_name_and_containers_are_those_of_the_parameters():
+    anchor, params = trees()
+    expected = interpolate(anchor, params, 0.5)
+    others = OrderedDict(reversed(list(anchor.items())))
+    model = nnx.Dict({name: nnx.Param(x) for name, x in params.items()})
+    mixed = interpolate(others, nnx.state(model), 0.5)
+    assert jax.tree.structure(mixed) == jax.tree.structure(nnx.state(model))
+    for name, x in expected.items():
+        np.testing.assert_array_equal(mixed[name].get_value(), x)
+
+
+def test_an_excluded_head_is_that_of_the_parameters():
+    anchor, params = trees()
+    body = {name: x for name, x in anchor.items() if name != "head"}
+    for start in (body, {**body, "head": jnp.ones(9)}):
+        mixed = interpolate(start, params, 0.5, exclude="head")
+        np.testing.assert_array_equal(mixed["head"], params["head"])
+        np.testing.assert_array_equal(mixed["body"], interpolate(anchor, params, 0.5)["body"])
+
+
+def test_many_alphas_compile_once_and_vmap():
+    anchor, params = trees()
+    traces = []
+
+    @jax.jit
+    def mix(alpha):
+        traces.append(1)
+        return interpolate(anchor, params, alpha)
+
+    alphas = jnp.linspace(0, 1, 5)
+    several = jax.vmap(interpolate, in_axes=(None, None, 0))(anchor, params, alphas)
+    for i, alpha in enumerate(alphas):
+        # An ulp or two of numbers up to 4, as compiled programs may fuse what others do not.
+        for name, expected in mix(alpha).items():
+            np.testing.assert_allclose(several[name][i], expected, rtol=0, atol=2 * 4.8e-7)
+    assert len(traces) == 1
+
+
+ERRORS = {
+    "alpha beyond 1": (lambda: interpolate(PARAMS, PARAMS, 1.5), ValueError, "between 0 and 1"),
+    "alpha not a number": (
+        lambda: interpolate(PARAMS, PARAMS, float("nan")),
+        ValueError,
+        "between 0 and 1",
+    ),
+    "alpha a tree": (lambda: interpolate(PARAMS, PARAMS, {}), TypeError, "must be a number; got"),
+    "several alphas": (
+        lambda: interpolate(PARAMS, PARAMS, jnp.ones(3)),
+        ValueError,
+        r"shape \(3,\). .* use `jax.vmap",
+    ),
+    "anchor lacks a leaf": (
+        lambda: interpolate({"w": PARAMS["w"]}, PARAMS, 0.5),
+        ValueError,
+        "'v' is missing from the anchor",
+    ),
+    "anchor of another shape": (
+        lambda: interpolate({**PARAMS, "v": jnp.ones(3)}, PARAMS, 0.5),
+        ValueError,
+        "differ at 'v'.*Pass trees of the same model",
+    ),
+    "exclude matches nothing": (
+        lambda: interpolate(PARAMS, PARAMS, 0.5, exclude="u"),
+        ValueError,
+        "matches no parameter",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), ERRORS.values(), ids=ERRORS)
+def test_bad_input_gets_an_error_that_says_what_to_do(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
