@@ -4,11 +4,12 @@ BIN := .venv/bin
 ARGS ?=
 export JAX_PLATFORMS ?=
 
-.PHONY: help demo test lint wheel bench bench-scaling bench-compact clean
+.PHONY: help demo pod test lint wheel bench bench-scaling bench-compact clean
 
 help:
 	@echo "make demo   fine-tune on handwritten digits: a table and results/demo/figure.png"
 	@echo "            options: make demo ARGS='--fast --seed 1'"
+	@echo "make pod    fine-tune a decoder on all devices, with checkpoints; again: goes on (docs/pods.md)"
 	@echo "make test   lint, types, tests, doctests, and the built wheel in an environment of its own"
 	@echo "make lint   ruff and pyright alone"
 	@echo "make bench  what a step costs; make bench-scaling: how that grows"
@@ -23,8 +24,15 @@ help:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
+.venv/pod: .venv/demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pod]'
+	touch $@
+
 demo: .venv/demo
 	$(BIN)/python -m examples.digits $(ARGS)
+
+pod: .venv/pod
+	$(BIN)/python -m examples.pod_finetune $(ARGS)
 
 test: lint wheel
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)

@@ -33,8 +33,8 @@ MODEL = "fsdp x tensor"
 
 
 def kinds(tree):
-    """Memory kinds of the arrays that hold numbers."""
-    return {x.sharding.memory_kind for x in jax.tree.leaves(tree) if x.size}
+    """Memory kinds of the arrays."""
+    return {x.sharding.memory_kind for x in jax.tree.leaves(tree)}
 
 
 def parted(state):

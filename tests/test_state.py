@@ -1,6 +1,5 @@
-"""Reading radii, moving anchors, and resuming."""
+"""Reading radii, and moving anchors."""
 
-import pickle
 from typing import Any
 
 import jax
@@ -9,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 from conftest import make_step, random_tree
-from flax import serialization
 
 import tpgm_jax
 
@@ -63,41 +61,6 @@ def assert_equal(tree, other):
     jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
-def pickled(carry, fresh):
-    del fresh
-    return pickle.loads(pickle.dumps(jax.tree.map(np.asarray, carry)))
-
-
-def msgpacked(carry, fresh):
-    """As Flax saves it: the numbers alone, poured into a state that `init` made."""
-    return serialization.from_bytes(fresh, serialization.to_bytes(carry))
-
-
-@each_transform
-@pytest.mark.parametrize("saved_and_loaded", [pickled, msgpacked])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(make, saved_and_loaded):
-    anchor = random_tree(SHAPES, 0, dtype=jnp.float32)
-    tx = make()
-    step, another_process = make_step(tx, value_fn=loss), make_step(make(), value_fn=loss)
-    uninterrupted = [(anchor, tx.init(anchor))]
-    for t in range(8):
-        uninterrupted.append(step(*uninterrupted[t], grads_at(t)))
-    for stop in (1, 4, 5):
-        resumed = saved_and_loaded(uninterrupted[stop], (anchor, make().init(anchor)))
-        for t in range(stop, 8):
-            resumed = another_process(*resumed, grads_at(t))
-        assert_equal(resumed, uninterrupted[8])
-
-
-def test_a_state_of_an_older_version_is_refused_by_the_name_of_what_it_lacks():
-    params = random_tree(SHAPES, 0, dtype=jnp.float32)
-    state: Any = TRANSFORMS["ftp"]().init(params)
-    older = serialization.to_state_dict(state)
-    del older["skipped"]
-    with pytest.raises(ValueError, match="skipped"):
-        serialization.from_state_dict(state, older)
-
-
 @each_transform
 def test_set_anchor_on_a_fresh_state_equals_init(make):
     before, anchor = (random_tree(SHAPES, seed, dtype=jnp.float32) for seed in (0, 1))
@@ -138,7 +101,7 @@ def test_set_anchor_without_reset_moves_the_anchor_alone():
     assert_equal(moved._replace(anchor=state.anchor), state)
     for name in ("bias", "dense", "layers"):
         np.testing.assert_array_equal(moved.anchor[name], task[name])
-    assert moved.anchor["head"].size == 0
+    assert jax.tree.leaves(moved.anchor["head"]) == []
 
 
 def test_set_anchor_takes_a_checkpoint_without_the_excluded_head():
@@ -147,7 +110,7 @@ def test_set_anchor_takes_a_checkpoint_without_the_excluded_head():
     )
     moved = set_anchor(state, {"w": jnp.ones(3)})
     np.testing.assert_array_equal(moved.anchor["w"], 1.0)
-    assert moved.anchor["head"].size == moved.anchor["bias"].size == 0
+    assert jax.tree.leaves([moved.anchor["head"], moved.anchor["bias"]]) == []
 
 
 def test_set_anchor_copies():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from tpgm_jax._axes import Layout
-from tpgm_jax._names import by_name, closest
+from tpgm_jax._names import Nothing, by_name, closest, is_nothing
 from tpgm_jax._placement import beside, on_device
 
 # The parameters that `init` sees, copied into the state; a tree that each `update` is handed;
@@ -100,23 +100,13 @@ def zeros(params: optax.Params, layout: Layout) -> optax.Params:
 
 def empties(params: optax.Params) -> optax.Params:
     """Nothing for any leaf, under the names of all."""
-    return jax.tree.map(_empty, params)
+    return jax.tree.map(lambda _: Nothing(), params)
 
 
 def _mapped(f, params: optax.Params, layout: Layout) -> optax.Params:
     leaves, treedef = jax.tree.flatten(params)
     pairs = zip(leaves, layout.leaves, strict=True)
-    return treedef.unflatten([_empty(x) if t is None else f(x) for x, t in pairs])
-
-
-def _empty(leaf: Any) -> jax.Array:
-    """An array of no elements, and of the rank of `leaf`, so that its sharding fits."""
-    return jnp.zeros(empty_shape(jnp.ndim(leaf)), jnp.result_type(leaf))
-
-
-def empty_shape(rank: int) -> tuple[int, ...]:
-    """The shape of what is kept of a leaf that is not constrained."""
-    return (0,) * max(rank, 1)
+    return treedef.unflatten([Nothing() if t is None else f(x) for x, t in pairs])
 
 
 def moved(anchor: optax.Params, params: optax.Params) -> optax.Params:
@@ -128,7 +118,7 @@ def moved(anchor: optax.Params, params: optax.Params) -> optax.Params:
     source = by_name(params)
 
     def replacement(name, old):
-        if jnp.size(old) == 0:  # not constrained: a new head need not be in a checkpoint
+        if is_nothing(old):  # not constrained: a new head need not be in a checkpoint
             return old
         if name not in source:
             raise ValueError(
@@ -144,4 +134,4 @@ def moved(anchor: optax.Params, params: optax.Params) -> optax.Params:
         return beside(jnp.array(on_device(new), dtype=jnp.result_type(old), copy=True), old)
 
     new_leaves = [replacement(name, old) for name, old in by_name(anchor).items()]
-    return jax.tree.unflatten(jax.tree.structure(anchor), new_leaves)
+    return jax.tree.unflatten(jax.tree.structure(anchor, is_leaf=is_nothing), new_leaves)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import jax
 import jax.numpy as jnp
 
+from tpgm_jax import _names
 from tpgm_jax._names import Exclude, excluded, leaf_names, matches
 
 
@@ -112,7 +113,7 @@ class Layout(NamedTuple):
 
     def select(self, tree: Any) -> list[jax.Array]:
         """The leaves of `tree` that are constrained."""
-        pairs = zip(jax.tree.leaves(tree), self.leaves, strict=True)
+        pairs = zip(_names.leaves(tree), self.leaves, strict=True)
         return [jnp.asarray(leaf) for leaf, tensor in pairs if tensor is not None]
 
     def leave(self, tree: Any) -> list[jax.Array]:
@@ -122,7 +123,7 @@ class Layout(NamedTuple):
 
     def replace(self, tree: Any, constrained: Sequence[jax.Array]) -> Any:
         """`tree` with its constrained leaves exchanged for those given."""
-        old, treedef = jax.tree.flatten(tree)
+        old, treedef = jax.tree.flatten(tree, is_leaf=_names.is_nothing)
         new = iter(constrained)
         pairs = zip(old, self.leaves, strict=True)
         return treedef.unflatten([x if t is None else next(new) for x, t in pairs])

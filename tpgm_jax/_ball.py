@@ -26,7 +26,7 @@ class AnchorState(NamedTuple):
 
     Attributes:
         step: updates made since `init` or `set_anchor`, int32 of shape `()`.
-        anchor: the parameters given to `init`; empty at leaves that are not constrained, and
+        anchor: the parameters given to `init`; holes at leaves that are not constrained, and
             everywhere if the anchor comes from elsewhere.
     """
 

@@ -26,9 +26,9 @@ class AnchorDecayState(NamedTuple):
 
     Attributes:
         step: updates made since `init` or `set_anchor`, int32 of shape `()`.
-        anchor: the parameters given to `init`; empty at leaves that are not constrained, and
+        anchor: the parameters given to `init`; holes at leaves that are not constrained, and
             everywhere if the anchor comes from elsewhere.
-        importance: a factor for each weight, shaped like the parameters; empty at leaves that
+        importance: a factor for each weight, shaped like the parameters; holes at leaves that
             are not constrained, and everywhere if none was given.
     """
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tpgm_jax._anchor import ANCHORS, empty_shape
+from tpgm_jax._anchor import ANCHORS
 from tpgm_jax._axes import Layout
-from tpgm_jax._names import by_name, closest, leaf_names
+from tpgm_jax._names import by_name, closest, is_nothing, leaf_names, leaves
 from tpgm_jax._projection import NORMS
 
 
@@ -143,14 +143,14 @@ def check_trees(
                 f"`{caller}` got parameters unlike its {field}, in {first!r}. {remedy}"
             )
         for name, leaf, array, tensor in zip(
-            names, jax.tree.leaves(params), jax.tree.leaves(tree), layout.leaves, strict=True
+            names, leaves(params), leaves(tree), layout.leaves, strict=True
         ):
-            empty = tensor is None or not whole
-            expected = empty_shape(jnp.ndim(leaf)) if empty else jnp.shape(leaf)
-            if jnp.shape(array) != expected:
+            expected = "nothing" if tensor is None or not whole else f"shape {jnp.shape(leaf)}"
+            found = "nothing" if is_nothing(array) else f"shape {jnp.shape(array)}"
+            if found != expected:
                 raise ValueError(
                     f"`{caller}` got {name!r} of shape {jnp.shape(leaf)}, but its {field} has "
-                    f"shape {jnp.shape(array)}, where {expected} is expected. {remedy}"
+                    f"{found}, where {expected} is expected. {remedy}"
                 )
     if hasattr(state, "radii") and jnp.shape(state.radii) != (layout.groups,):
         raise ValueError(

@@ -40,12 +40,12 @@ class FTPState(NamedTuple):
     Attributes:
         step: updates made since `init` or `set_anchor`, int32 of shape `()`.
         base_state: state of the wrapped optimizer.
-        anchor: the parameters given to `init`; empty at leaves that are not constrained, and
+        anchor: the parameters given to `init`; holes at leaves that are not constrained, and
             everywhere if the anchor comes from elsewhere.
         radii: `[G]`, one for each group, in units of `norm`; zeros until the first update.
         radius_state: state of the optimizer of `radii`.
         displacement: `c`, how far the last step would have gone from the anchor. Shaped
-            like the parameters; empty at leaves that are not constrained, and everywhere
+            like the parameters; holes at leaves that are not constrained, and everywhere
             with `memory="compact"`.
         layers: int32, for each leaf how many layers it stacks; 0: it is not stacked;
             -1: it is not constrained. For `tpgm_jax.radii`.
@@ -217,7 +217,7 @@ def ftp(
         dtype, first = state.radii.dtype, state.step == 0
         g, w, w0 = (parts.select(tree) for tree in (updates, params, whole_w0))
         r_previous = _radii.spread(state.radii, parts, w)
-        stored = parts.select(state.displacement)
+        stored = parts.select(state.displacement) if full else []
         if full:
             previous = kept([on_device(x) for x in stored], w, w0, parts, norm)
         else:

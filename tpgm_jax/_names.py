@@ -13,15 +13,34 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 Pattern = str | re.Pattern[str]
 # The last alternative is a tree of bools.
 Exclude = Pattern | Collection[Pattern] | Callable[[str, Any], bool] | Any
 
 
+class Nothing(optax.MaskedNode):
+    """Stands in a state for a leaf of which nothing is kept.
+
+    A tree without leaves, and so in no checkpoint; Orbax refuses to save arrays of no elements.
+    What users do about optax's holes (`is_leaf=lambda x: isinstance(x, optax.MaskedNode)`)
+    they do about ours, while we tell ours from those that `optax.partition` makes.
+    """
+
+
+def is_nothing(node: Any) -> bool:
+    return isinstance(node, Nothing)
+
+
+def leaves(tree: Any) -> list[Any]:
+    """As `jax.tree.leaves`, with a `Nothing` for each leaf of which nothing is kept."""
+    return jax.tree.leaves(tree, is_leaf=is_nothing)
+
+
 def leaf_names(tree: Any) -> list[str]:
-    """Slash-joined paths of the leaves of `tree`, in the order of `jax.tree.leaves`."""
-    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    """Slash-joined paths of the leaves of `tree`, in the order of `leaves`."""
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_nothing)[0]]
     siblings = Counter(path[:-1] for path in paths)
     # A Flax variable (`nnx.Param`, `nn.Partitioned`) is a node with one child called
     # `value`. `nnx.Optimizer` hands `init` variables and `update` their arrays, and
@@ -36,7 +55,7 @@ def leaf_names(tree: Any) -> list[str]:
 
 def by_name(tree: Any) -> dict[str, Any]:
     """Name to leaf."""
-    return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))
+    return dict(zip(leaf_names(tree), leaves(tree), strict=True))
 
 
 def matches(pattern: Pattern, names: Sequence[str], argument: str) -> set[str]:

@@ -30,7 +30,7 @@ class SPDState(NamedTuple):
     Attributes:
         step: updates made since `init` or `set_anchor`, int32 of shape `()`.
         base_state: state of the wrapped optimizer.
-        anchor: the parameters given to `init`; empty at leaves that are not constrained, and
+        anchor: the parameters given to `init`; holes at leaves that are not constrained, and
             everywhere if the anchor comes from elsewhere.
         skipped: updates that were not made, as the gradient was not finite, int32 of shape `()`.
     """

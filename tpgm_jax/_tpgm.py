@@ -35,7 +35,7 @@ class TPGMState(NamedTuple):
     Attributes:
         step: updates made since `init` or `set_anchor`, int32 of shape `()`.
         base_state: state of the wrapped optimizer.
-        anchor: the parameters given to `init`; empty at leaves that are not constrained, and
+        anchor: the parameters given to `init`; holes at leaves that are not constrained, and
             everywhere if the anchor comes from elsewhere.
         radii: `[G]`, one for each group, in units of `norm`; zeros until the first update.
         radius_state: state of the optimizer of `radii`.

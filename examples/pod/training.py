@@ -1,0 +1,100 @@
+"""The optimizers, and what is compiled: the start, the step, the evaluation."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+import tpgm_jax
+from examples.pod import model, sharding
+from examples.pod.settings import Settings
+
+
+class State(NamedTuple):
+    """What training carries from step to step, and a checkpoint holds."""
+
+    params: optax.Params
+    opt_state: optax.OptState
+
+
+class Program(NamedTuple):
+    """What is compiled for one run.
+
+    Attributes:
+        fresh: `()` to new parameters.
+        start: parameters to the first `State`; the parameters are given away.
+        step: `(state, tokens, held_out)` to the next state, whose memory it reuses, and the loss.
+        abstract: a `State` of shapes, dtypes and shardings, to restore a checkpoint into.
+    """
+
+    fresh: Callable[[], optax.Params]
+    start: Callable[[optax.Params], State]
+    step: Callable[[State, jax.Array, jax.Array], tuple[State, jax.Array]]
+    abstract: State
+
+
+def optimizer(
+    method: str, learning_rate: float, steps: int, every: int = 1
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW with a cosine, its gradients clipped; FTP and TPGM wrap AdamW.
+
+    Args:
+        method: one of `METHODS`.
+        learning_rate: at the first step.
+        steps: after which it is 0.
+        every: updates between TPGM's radius steps.
+    """
+    schedule = optax.cosine_decay_schedule(learning_rate, steps)
+    # Without weight decay, which pulls to 0 where the anchor is wanted.
+    tx = optax.adamw(schedule, weight_decay=0.0)
+    if method == "ftp":
+        tx = tpgm_jax.ftp(tx, axes=model.AXES)
+    elif method == "tpgm":
+        tx = tpgm_jax.tpgm(tx, every=every, axes=model.AXES)
+    # Clipping goes before, as the radii are learned from the gradients that ours is handed.
+    return optax.with_extra_args_support(optax.chain(optax.clip_by_global_norm(1.0), tx))
+
+
+def compiled(
+    settings: Settings, tx: optax.GradientTransformationExtraArgs, mesh: jax.sharding.Mesh
+) -> Program:
+    """The functions of a run, jitted, which leave every array where `sharding` lays it."""
+    init = partial(model.init, settings)
+    shapes = jax.eval_shape(init)
+    params = sharding.of_params(shapes, mesh)
+    state = State(params, sharding.of_state(tx, shapes, params))
+
+    # All of this is compiled, so that each device makes its own part of an array and
+    # no host ever holds the whole; and since eager numbers would belong to one process alone.
+    fresh = jax.jit(init, out_shardings=params)
+    start = jax.jit(
+        lambda params: State(params, tx.init(params)), out_shardings=state, donate_argnums=0
+    )
+    return Program(
+        fresh, start, make_step(settings, tx, state), jax.eval_shape(start, fresh.eval_shape())
+    )
+
+
+def make_step(
+    settings: Settings, tx: optax.GradientTransformationExtraArgs, shardings: State
+) -> Callable[[State, jax.Array, jax.Array], tuple[State, jax.Array]]:
+    """The training step."""
+
+    @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
+    def step(state, tokens, held_out):
+        loss = partial(model.loss, settings=settings)
+        value, grads = jax.value_and_grad(loss)(state.params, tokens)
+        # TPGM learns its radii by this; the others do not look at it, and nothing is computed.
+        updates, opt_state = tx.update(
+            grads, state.opt_state, state.params, value_fn=lambda params: loss(params, held_out)
+        )
+        return State(optax.apply_updates(state.params, updates), opt_state), value
+
+    return step
+
+
+def make_evaluation(settings: Settings) -> Callable[[optax.Params, jax.Array], Any]:
+    """The loss alone."""
+    return jax.jit(partial(model.loss, settings=settings))

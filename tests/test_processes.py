@@ -1,0 +1,52 @@
+"""Two processes of four devices each: one is killed in the middle of a step."""
+
+import signal
+
+import numpy as np
+import optax
+from processes import SETTINGS, arguments, assert_equal, finish, saved, started, wait_for
+
+import tpgm_jax
+
+# LLVM's passes take half the time, and nothing that is tested here hangs on them.
+FAST = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+
+
+def test_processes_killed_in_a_step_and_started_again_end_as_if_they_had_not_been(tmp_path):
+    whole, broken, marker = (tmp_path / name for name in ("whole", "broken", "marker"))
+    pretrained = {"pretrained": whole / "pretrained"}
+
+    def pair(name, *place, **options):
+        words = [*place, *arguments(whole if name == "whole" else broken, **options)]
+        return started(words, tmp_path / name, count=2, devices=4, **FAST)
+
+    with pair("whole", "nowhere", 0) as processes:
+        finish(processes)
+
+    def in_step_5():
+        return marker.exists() and (broken / "ftp" / "4").exists()
+
+    with pair("killed", "step", 5, marker, **pretrained) as processes:
+        wait_for(in_step_5, processes)
+        first, second = processes
+        assert marker.read_text() == "in the middle of the step"
+        second.child.send_signal(signal.SIGKILL)
+        assert second.child.wait() == -signal.SIGKILL
+        # It can not go on alone; leaving the block ends it, as the scheduler of a pod does.
+        assert first.child.poll() is None
+    assert not (broken / "ftp" / "6").exists()
+
+    with pair("again", "nowhere", 0, **pretrained) as processes:
+        finish(processes)
+    first, second = (process.log.read_text() for process in processes)
+    assert "fine-tuning: resumed after step 4 of 6" in first
+    assert "resumed" not in second
+    assert "devices: 8, processes: 2" in first
+
+    expected = saved(whole, SETTINGS.steps)
+    assert_equal(saved(broken, SETTINGS.steps), expected)
+    # There was something to compare.
+    state = optax.tree.get(expected, "FTPState")
+    assert (state.step, state.skipped) == (6, 0)
+    assert min(map(np.min, tpgm_jax.radii(state, expected.params).values())) > 1e-8
+    assert all(np.any(x) for x in state.displacement["layers"]["attention"]["out"].values())
