@@ -141,6 +141,14 @@ def test_orbax_refuses_a_state_of_another_version_by_the_name_of_what_differs(sa
         orbaxed(states[saved], wanted, tmp_path / "state")
 
 
+def test_a_state_of_as_many_radii_but_of_other_leaves_is_refused_by_their_name(tmp_path):
+    # (Of another number of radii Orbax itself refuses it, with the two shapes.)
+    tx = tpgm_jax.ftp(ADAM, **{**OPTIONS, "exclude": "bias"})
+    restored = orbaxed(state_of(), tx.init(ANCHOR), tmp_path / "state")
+    with pytest.raises(ValueError, match="unlike its anchor, in 'head'"):
+        tx.update(ANCHOR, restored, ANCHOR)
+
+
 def test_a_state_without_displacement_is_refused_by_the_name_of_the_field(tmp_path):
     compact, full = state_of(memory="compact"), state_of()
     # Orbax fills what was not saved with `None`.

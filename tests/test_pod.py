@@ -74,8 +74,9 @@ def test_tpgm_runs_on_a_text_and_draws_its_radii(finished, tmp_path):
     (tmp_path / "text").write_text("To be, or not to be, that is the question. " * 10)
     settings = dataclasses.replace(SETTINGS, method="tpgm", every=2, text=str(tmp_path / "text"))
     folders = {"pretrained": finished[0] / "pretrained", "tensorboard": tmp_path / "board"}
-    results = main(arguments(tmp_path / "run", settings, **folders, log_every=3))
+    results = main(arguments(tmp_path / "run", settings, **folders, log_every=3, save_every=4))
     assert_complete(results)
+    assert sorted(x.name for x in (tmp_path / "run" / "tpgm").iterdir()) == ["1", "4", "6"]
     old, (before, *_) = "pre-training data", finished[1]["losses"].values()
     assert results["losses"]["before fine-tuning"][old] == before[old]
     (board,) = (tmp_path / "board").iterdir()
