@@ -277,8 +277,14 @@ def test_fields_of_the_base_optimizer_are_found_by_their_names(method):
 def test_map_params_gives_copies_of_the_parameters_their_partition_specs(make):
     params, tx = numbers(), make()
     specs = jax.tree.map(lambda p: PartitionSpec(*["axis"] * p.ndim), params)
+    # Where nothing is kept of a leaf there is a hole, as in `optax.masked`.
     everything = optax.tree.map_params(
-        tx, lambda _, spec: spec, tx.init(params), specs, transform_non_params=lambda _: None
+        tx,
+        lambda _, spec: spec,
+        tx.init(params),
+        specs,
+        transform_non_params=lambda _: None,
+        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
     )
     for mirror in ("anchor", "displacement", "importance", "mu", "trace"):
         for path, tree in optax.tree.get_all_with_path(everything, mirror):

@@ -27,6 +27,7 @@ METHODS = {
 L2 = (METHODS["ftp l2"], METHODS["tpgm every other"])
 BALLS = {name: make for name, make in METHODS.items() if name != "spd"}
 each_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
+each_ball = pytest.mark.parametrize("make", BALLS.values(), ids=BALLS)
 each_bad = pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 
 
@@ -186,7 +187,7 @@ def test_a_held_out_batch_that_is_not_finite_leaves_fitted_radii_as_they_were():
     np.testing.assert_array_equal(np.isfinite(fitted.losses), [True, False, True])
 
 
-@pytest.mark.parametrize("make", BALLS.values(), ids=BALLS)
+@each_ball
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-10, 1e10, 1e30])
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-10, 1.0, 1e10, 1e30])
 def test_huge_and_tiny_numbers_stay_finite_and_inside_the_ball(make, scale, size):
@@ -207,7 +208,7 @@ def test_huge_and_tiny_numbers_stay_finite_and_inside_the_ball(make, scale, size
 LONG, SMALL = 100_000, {"kernel": (3, 2), "bias": (2,)}
 
 
-@each_method
+@each_ball
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_hundred_thousand_steps_stay_in_the_ball_and_then_stand_still(make, dtype):
     anchor = random_tree(SMALL, 0, dtype=dtype)
