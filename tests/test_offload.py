@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_sharding import EXPLICIT, OPTIONS, SHAPES, SPECS, each_kind, laid_out, mesh_of
+from test_sharding import AUTO, EXPLICIT, OPTIONS, SHAPES, SPECS, laid_out, mesh_of
 from transforms import PARTS, STEPS, numbers, stepper
 
 import tpgm_jax
@@ -69,8 +69,11 @@ def test_the_numbers_are_the_same_and_arrays_stay_where_they_lie(make):
     assert_equal(received, expected)
 
 
-@each_kind
-@each_method
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [*((make, EXPLICIT) for make in METHODS.values()), (METHODS["ftp"], AUTO)],
+    ids=[*METHODS, "ftp, automatic axes"],
+)
 def test_shards_go_to_the_host_and_back_as_they_are_laid_out(make, kind):
     mesh = mesh_of(kind)
     with jax.set_mesh(mesh):

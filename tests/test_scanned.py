@@ -12,7 +12,7 @@ from flax import linen as nn
 from transforms import STEPS, assert_close
 
 import tpgm_jax
-from tpgm_jax import Axes, ftp, project_to_anchor, tpgm
+from tpgm_jax import Axes, ftp, tpgm
 
 LAYERS, WIDTH, VOCABULARY = 2, 8, 11
 # Attention does not depend on the bias of its keys: its gradient is rounding alone, which Adam's
@@ -22,7 +22,6 @@ METHODS = {
     "ftp": lambda axes: ftp(ADAM, axes=axes),
     "ftp compact l2": lambda axes: ftp(ADAM, memory="compact", norm="l2", axes=axes),
     "tpgm by anchor": lambda axes: tpgm(ADAM, every=2, unit="anchor", axes=axes),
-    "project_to_anchor": lambda axes: optax.chain(ADAM, project_to_anchor(0.5, axes=axes)),
 }
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -102,8 +101,7 @@ def trained(method, axis):
     state = tx.init(params)
     for _ in range(STEPS):
         params, state = step(params, state)
-    fixed = method is METHODS["project_to_anchor"]
-    return params, {} if fixed else tpgm_jax.radii(state, params)
+    return params, tpgm_jax.radii(state, params)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
