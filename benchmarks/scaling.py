@@ -32,7 +32,7 @@ MAKE: dict[str, Callable[[], optax.GradientTransformation]] = {
 COLUMNS = ["axis", "value", "method", "milliseconds", "compile_seconds", "machine", "jax"]
 # Nine arrays as large as the parameters live at once, those of both methods: 14 GB at the end.
 PARAMETERS = [2**20, 2**22, 2**24, 2**26, 2**28, 3 * 2**27]
-LEAVES = [10, 40, 160, 640, 2500, 5000]
+LEAVES = [10, 40, 160, 640, 2500, 5000]  # the last takes a quarter of an hour
 DEVICES = [1, 2, 4, 8]
 
 

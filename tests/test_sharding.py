@@ -64,7 +64,13 @@ OPTIONS: Any = {
 METHODS = {
     "ftp": lambda **options: ftp(optax.adam(0.1), **options),
     "tpgm": lambda **options: tpgm(
-        optax.adam(0.1), norm="l2", unit="anchor", steps=2, every=2, **options
+        optax.adam(0.1),
+        norm="l2",
+        unit="anchor",
+        anchor_dtype="float32",
+        steps=2,
+        every=2,
+        **options,
     ),
     "project_to_anchor": lambda **options: optax.chain(
         optax.adam(0.1), project_to_anchor(0.5, **options)
@@ -144,6 +150,30 @@ def test_eight_devices_learn_as_one(method, model, kind):
     if method in LEARNED:
         radii = tpgm_jax.radii(many.state, many.params)
         assert_close(radii, tpgm_jax.radii(one.state, one.params))
+
+
+@pytest.mark.parametrize("options", [{"anchor": "argument"}, {"anchor": "zero"}], ids=str)
+def test_an_anchor_from_elsewhere_is_the_same_on_eight_devices(options):
+    model = "fsdp x tensor"
+
+    def learned(mesh):
+        with jax.set_mesh(mesh):
+            tx = METHODS["ftp"](**options, **OPTIONS[model])
+            params, anchor = (
+                laid_out(numbers(seed, shapes=SHAPES[model]), mesh, SPECS[model]) for seed in (0, 1)
+            )
+            state = tx.init(params)
+            handed = {"anchor": anchor} if options["anchor"] == "argument" else {}
+            step = jax.jit(
+                lambda params, state, handed: stepper(tx, **handed)(params, state),
+                donate_argnums=(0, 1),
+            )
+            for _ in range(STEPS):
+                params, state = step(params, state, handed)
+        assert not jax.tree.leaves(state.anchor)
+        return params, state
+
+    assert_close(learned(mesh_of(EXPLICIT)), learned(mesh_of(AUTO, (1, 1))))
 
 
 @each_kind
