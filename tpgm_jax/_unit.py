@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from tpgm_jax import _radii
 from tpgm_jax._axes import Layout
-from tpgm_jax._projection import norms, wide_dtype
+from tpgm_jax._projection import norms
 
 
 def units(
@@ -30,7 +30,7 @@ def units(
     # in one go.
     power = 1 if norm == "mars" else 2
     sums = [
-        jnp.sum(norms(x.astype(wide_dtype(x)), t, norm) ** power, axis=t.rows, keepdims=True)
+        jnp.sum(norms(x.astype(dtype), t, norm) ** power, axis=t.rows, keepdims=True)
         for x, t in zip(anchor, layout.tensors, strict=True)
     ]
     kernels = [(x, y) for x, y, t in zip(sums, anchor, layout.tensors, strict=True) if t.rows]
