@@ -120,7 +120,8 @@ def radii(rows: Sequence[Row]) -> Figure:
         axes.set(title=MODEL_LABELS[model], xlabel="radius (L1 norm of a row)", xscale="log")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False, fontsize=8)
+    if methods and any(row["model"] == cells.MODELS[0] for row in rows):
+        panels[0].legend(frameon=False, fontsize=8)
     return made
 
 

@@ -32,10 +32,18 @@ class Scope:
     tuning_seeds: tuple[int, ...] = cells.TUNING_SEEDS
     curve: bool = True
     settings: int | None = None  # how many are tried of each method; None: all
+    brief: tuple[str, ...] = ()  # models with the main methods and the reused head alone
 
 
-# Each method once: no curves, and one setting to choose from.
-FAST = Scope(pretrain_seeds=(0,), seeds=(0,), tuning_seeds=(100,), curve=False, settings=1)
+# Each method once: no curves, and one setting to choose from. It compiles more than it trains.
+FAST = Scope(
+    pretrain_seeds=(0,),
+    seeds=(0,),
+    tuning_seeds=(100,),
+    curve=False,
+    settings=1,
+    brief=("conv", "vit"),
+)
 
 
 class Job(NamedTuple):
@@ -87,12 +95,16 @@ def ordered(done: Validation, scope: Scope) -> Iterator[Cell]:
                     if len(METHODS[_source(method)].values) > 1:
                         yield from tuning_cells(model, head, method, scope)
                     yield from curve(model, head, method, seed, done, scope)
-            for method in methods:
-                for model in scope.models:
-                    yield from tuning_cells(model, head, method, scope)
-            for method in methods:
-                for model in scope.models:
-                    yield from selected(model, head, method, seed, done, scope)
+            pairs = [
+                (model, method)
+                for method in methods
+                for model in scope.models
+                if model not in scope.brief or (reuses and method in curved)
+            ]
+            for model, method in pairs:
+                yield from tuning_cells(model, head, method, scope)
+            for model, method in pairs:
+                yield from selected(model, head, method, seed, done, scope)
 
 
 def curve(

@@ -44,7 +44,7 @@ def work(output: Path, scope: Scope, sizes: Sizes, resources: Resources) -> None
     pending: dict[Future[Outcome], list[Job]] = {}
     layout = "{l_bar}{bar}| {elapsed} < {remaining}{postfix}"
     try:
-        with tqdm(total=round(total), desc="study", bar_format=layout) as bar:
+        with tqdm(total=total, desc="study", bar_format=layout) as bar:
             while True:
                 busy = {job.trained for group in pending.values() for job in group}
                 free = max(resources.workers, 1) - len(pending)

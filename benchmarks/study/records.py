@@ -33,7 +33,11 @@ class Records:
         self._drop_unfinished_line()
         if self.file.tell() == 0:
             self._write([dict(zip(columns, columns, strict=True))])
-        self.rows = read(path, columns)
+        try:
+            self.rows = read(path, columns)
+        except SystemExit:
+            self.file.close()
+            raise
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows, on disk when this returns."""

@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.study import cells, figures, tables
+from benchmarks.study import cells, figures, plan, tables
 from benchmarks.study.cells import COLUMNS
 from benchmarks.study.records import read
 from benchmarks.study.runs import RADII_COLUMNS
@@ -27,12 +27,13 @@ START, END = "<!-- tables -->", "<!-- end of tables -->"
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--final", action="store_true", help="show the held-back sets, too")
+    parser.add_argument("--fast", action="store_true", help="the CSV is a rehearsal's")
     results = ROOT / "benchmarks" / "results" / "robustness.csv"
     parser.add_argument("--input", type=Path, default=results, help="the study's CSV")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "study.md")
     options = parser.parse_args(arguments)
     shown = groups(options.final)
-    study = Study(read(options.input, COLUMNS))
+    study = Study(read(options.input, COLUMNS), plan.FAST if options.fast else plan.Scope())
     pictures = options.page.with_suffix("")
     drawn = {
         "rates": figures.over_rates(study, shown),
@@ -68,7 +69,7 @@ def sections(study: Study, final: bool) -> list[str]:
                 tables.tuned(study, model, "reused", shown),
                 "ID / OOD at every learning rate:",
                 tables.curves(study, model, shown),
-                "Differences in points to the tuned baselines, at equal seeds, with 95 % intervals:",
+                "Points above the tuned baselines, at equal seeds, with 95 % intervals:",
                 tables.differences(study, model, "reused", shown),
                 "Set by set:",
                 tables.each_set(study, model, "reused", shown),

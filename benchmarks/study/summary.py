@@ -45,10 +45,10 @@ def groups(final: bool) -> Groups:
 class Study:
     """All rows, by cell."""
 
-    def __init__(self, rows: Iterable[Row]):
+    def __init__(self, rows: Iterable[Row], scope: Scope):
         self.rows = {cell(row): row for row in rows}
         self.validation = {key: float(row["validation"]) for key, row in self.rows.items()}
-        self.scope = Scope()
+        self.scope = scope
 
     def chosen(self, model: str, head: str, method: str) -> tuple[float, str] | None:
         """The setting that validation prefers; for what has none to choose, that."""
@@ -61,8 +61,8 @@ class Study:
     ) -> dict[Pair, Row]:
         """The final runs of one setting, by seeds."""
         found = {}
-        for pretrain_seed in cells.PRETRAIN_SEEDS:
-            for seed in cells.SEEDS:
+        for pretrain_seed in self.scope.pretrain_seeds:
+            for seed in self.scope.seeds:
                 key = Cell(model, head, method, *setting, pretrain_seed, seed)
                 if key in self.rows:
                     found[pretrain_seed, seed] = self.rows[key]
