@@ -30,8 +30,8 @@ MAKE: dict[str, Callable[[], optax.GradientTransformation]] = {
     "ftp(adamw)": lambda: tpgm_jax.ftp(optax.adamw(1e-4)),
 }
 COLUMNS = ["axis", "value", "method", "milliseconds", "compile_seconds", "machine", "jax"]
-# Six arrays as large as the parameters live at once; a billion of them would be 24 GB.
-PARAMETERS = [2**20, 2**22, 2**24, 2**26, 2**28, 2**29]
+# Nine arrays as large as the parameters live at once, those of both methods: 14 GB at the end.
+PARAMETERS = [2**20, 2**22, 2**24, 2**26, 2**28, 3 * 2**27]
 LEAVES = [10, 40, 160, 640, 2500, 5000]
 DEVICES = [1, 2, 4, 8]
 

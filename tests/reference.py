@@ -36,21 +36,40 @@ def size(d, indices, norm):
     return np.sqrt(sum(d[index] ** 2 for index in indices))
 
 
-class Adam:
-    """Adam on one number."""
+def sizes_of_anchor(anchors, layouts, norm):
+    """`U` of every group: name to a list. `layouts` gives the row and layer axes of each name."""
+    kernels = [name for name, (rows, _) in layouts.items() if rows]
+    order = 1 if norm == "mars" else 2
+    numbers = [abs(x) ** order for name in kernels for x in np.ravel(anchors[name])]
+    mean = sum(numbers) / len(numbers)
+    found = {}
+    for name, (rows, layers) in layouts.items():
+        units = norm_units(np.shape(anchors[name]), rows, layers, norm)
+        if rows:
+            sizes = [[size(anchors[name], row, norm) for row in unit] for unit in units]
+            found[name] = [sum(x) / len(x) for x in sizes]
+        else:
+            found[name] = [(len(row) * mean) ** (1 / order) for (row,) in units]
+    return found
 
-    def __init__(self, learning_rate=1e-2, b1=0.9, b2=0.999, eps=1e-8):
+
+class Adam:
+    """Adam on one number, which it measures in `unit`."""
+
+    def __init__(self, unit=1.0, learning_rate=1e-2, b1=0.9, b2=0.999, eps=1e-8):
         self.learning_rate, self.b1, self.b2, self.eps = learning_rate, b1, b2, eps
+        self.unit = unit
         self.m = self.v = 0.0
         self.t = 0
 
     def step(self, gradient):
         self.t += 1
+        gradient = self.unit * gradient
         self.m = self.b1 * self.m + (1 - self.b1) * gradient
         self.v = self.b2 * self.v + (1 - self.b2) * gradient**2
         m = self.m / (1 - self.b1**self.t)
         v = self.v / (1 - self.b2**self.t)
-        return self.learning_rate * m / (np.sqrt(v) + self.eps)
+        return self.unit * self.learning_rate * m / (np.sqrt(v) + self.eps)
 
 
 def project(d, units, radii, norm):
@@ -112,11 +131,11 @@ def clip(radius, largest):
 class FTP:
     """FTP on one tensor. `step` takes the gradient and the base optimizer's update."""
 
-    def __init__(self, anchor, units, norm="mars", k=1.0, initial=TINY, exact=False):
+    def __init__(self, anchor, units, norm="mars", k=1.0, exact=False, scales=None):
         self.anchor, self.units, self.norm = np.array(anchor), units, norm
         self.k, self.exact = k, exact
-        self.radii = [initial for _ in units]
-        self.adams = [Adam() for _ in units]
+        self.adams = [Adam(scale) for scale in scales or [1.0 for _ in units]]
+        self.radii = [TINY * adam.unit for adam in self.adams]
         self.c = np.zeros_like(self.anchor)
         self.t = 0
 
@@ -141,11 +160,11 @@ class FTP:
 class TPGM:
     """TPGM on one tensor, given the gradient of the held-out loss in the parameters."""
 
-    def __init__(self, anchor, units, norm="mars", steps=1, every=1):
+    def __init__(self, anchor, units, norm="mars", steps=1, every=1, scales=None):
         self.anchor, self.units, self.norm = np.array(anchor), units, norm
         self.steps, self.every = steps, every
         self.radii = []
-        self.adams = [Adam() for _ in units]
+        self.adams = [Adam(scale) for scale in scales or [1.0 for _ in units]]
         self.t = 0
 
     def step(self, params, update, held_out_gradient):

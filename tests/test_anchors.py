@@ -121,6 +121,55 @@ def test_a_wrong_anchor_is_an_error_that_says_what_to_do(options, handed, messag
         tx.update(params, tx.init(params), params, value_fn=loss, **handed)
 
 
+# The anchors of these are exact in bfloat16, as published weights often are; those of the
+# parameters that train are not.
+HALVES = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), numbers())
+
+
+@each_method
+def test_an_anchor_in_the_dtype_that_weights_were_published_in_is_exact(make):
+    expected, _ = trained(make(), HALVES)
+    received, state = trained(make(anchor_dtype=jnp.bfloat16), HALVES)
+    # Bit for bit, as the anchor's numbers are the same and only read.
+    jax.tree.map(np.testing.assert_array_equal, received, expected)
+    anchors = jax.tree.leaves(optax.tree.get(state, "anchor"))
+    assert {x.dtype for x in anchors if x.size} == {jnp.dtype("bfloat16")}
+
+
+def test_an_anchor_of_fewer_bits_rounds_the_parameters_by_no_more_than_it_says():
+    params = random_tree({"kernel": (30, 20)}, 0, dtype=jnp.float32)
+    tx = ftp(optax.sgd(0.1), anchor_dtype="bfloat16")
+    moved, _ = make_step(tx)(params, tx.init(params), params)
+    # The first step ends at the anchor but for 1e-8 a row: of 8 bits the last is worth 2^-7, and
+    # rounding takes half of that; adding the update to the parameters half of 2^-23.
+    rounding = 2**-8 + 2**-24
+    np.testing.assert_allclose(moved["kernel"], params["kernel"], rtol=rounding, atol=1e-8)
+
+
+def test_an_anchor_keeps_its_dtype_when_it_moves():
+    tx = ftp(optax.sgd(0.1), anchor_dtype=jnp.bfloat16)
+    moved: Any = tpgm_jax.set_anchor(tx.init({"w": jnp.ones(3)}), {"w": jnp.zeros(3)})
+    assert moved.anchor["w"].dtype == jnp.bfloat16
+    described: Any = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}
+    for init in (tx.init, lambda params: jax.eval_shape(tx.init, params)):
+        state: Any = init(described)
+        assert state.anchor["w"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"anchor": "zero", "anchor_dtype": "bfloat16"}, ValueError, "keeps none: leave it out"),
+        ({"anchor_dtype": jnp.int8}, TypeError, "must be a real floating-point dtype"),
+        ({"anchor_dtype": "half a float"}, TypeError, "must be a real floating-point dtype"),
+    ],
+)
+def test_a_wrong_anchor_dtype_is_refused(options, error, message):
+    for make in METHODS.values():
+        with pytest.raises(error, match=message):
+            make(**options)
+
+
 def test_an_unknown_source_is_refused():
     with pytest.raises(ValueError, match="`anchor` must be one of 'init', 'argument', 'zero'"):
         ftp(optax.sgd(0.1), anchor="pretrained")

@@ -214,6 +214,11 @@ ERRORS = {
         ValueError,
         r"`add_anchor_decay` .* call `update\(updates, state, params\)`",
     ),
+    "a state of another `exclude`": (
+        lambda: DECAY.update(PARAMS, add_anchor_decay(0.1, exclude="w").init(PARAMS), PARAMS),
+        ValueError,
+        r"its anchor has shape \(0, 0\), where .* call `init`",
+    ),
     "a state without importances": (
         lambda: add_anchor_decay(0.1, importance=PARAMS).update(PARAMS, DECAY.init(PARAMS), PARAMS),
         ValueError,

@@ -17,6 +17,7 @@ SCANNED = {"layers/.*": Axes(layers=0)}
 METHODS = {
     "ftp": ftp(optax.adamw(0.1), axes=SCANNED),
     "ftp l2": ftp(optax.adamw(0.1), axes=SCANNED, norm="l2"),
+    "ftp by anchor": ftp(optax.adamw(0.1), axes=SCANNED, unit="anchor"),
     "ftp compact": ftp(optax.adamw(0.1), axes=SCANNED, memory="compact"),
     "ftp compact l2": ftp(optax.adamw(0.1), axes=SCANNED, memory="compact", norm="l2"),
     "spd": spd(optax.adamw(0.1), axes=SCANNED),
@@ -81,7 +82,8 @@ def test_a_step_takes_four_all_reduces_of_norms_and_nothing_else(tx, kind):
 @each_kind
 @each_method
 def test_their_number_does_not_grow_with_the_leaves(tx, kind):
-    # Where kernels lie in different ways, a stage sums over several sets of devices.
+    # Where kernels lie in different ways, each of the three stages (hyper-gradients, norms, largest
+    # norms) sums over up to three sets of devices: along either axis, or both.
     few, many = (collectives(tx, kind, blocks, mixed=True)[0] for blocks in (2, 8))
     assert few == many
     assert set(many) == {"all-reduce"}

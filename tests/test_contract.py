@@ -62,7 +62,7 @@ def test_accepts_unknown_extra_args(make):
     jax.eval_shape(stepper(tx, unrelated=1), params, tx.init(params))
 
 
-@pytest.mark.parametrize("wrap", [ftp, tpgm])
+@pytest.mark.parametrize("wrap", [ftp, tpgm, spd])
 def test_hands_the_base_optimizer_the_extra_args_that_it_needs(wrap):
     def init(params):
         del params

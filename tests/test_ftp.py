@@ -11,7 +11,7 @@ from conftest import make_step, make_update, random_tree
 
 import tpgm_jax
 from tpgm_jax._axes import layout
-from tpgm_jax._ftp import hyper_gradient
+from tpgm_jax._hyper_gradient import hyper_gradient
 from tpgm_jax._previous import kept
 from tpgm_jax._projection import EPSILON, norms, shrinkage
 from tpgm_jax._radii import gather, spread
@@ -140,8 +140,9 @@ def test_k_says_how_far_a_radius_may_be_pushed_down():
 
 def test_k_may_be_a_schedule():
     at_first, late = optax.constant_schedule(1.0), optax.piecewise_constant_schedule(1.0, {20: 0.0})
-    assert pushed_back(at_first) == pushed_back(1.0)
-    assert pushed_back(late) == pushed_back(0.0)
+    # Forty steps in two programs, which round as they like.
+    assert pushed_back(at_first) == pytest.approx(pushed_back(1.0), rel=40 * 2.4e-7)
+    assert pushed_back(late) == pytest.approx(pushed_back(0.0), rel=40 * 2.4e-7)
 
 
 def test_any_optimizer_may_move_the_radii():

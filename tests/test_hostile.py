@@ -1,5 +1,8 @@
 """Numbers that are not finite, that are huge or tiny, and trees of every shape."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +24,8 @@ METHODS = {
     "spd": lambda base, **kw: spd(base, **kw),
     "tpgm every other": lambda base, **kw: tpgm(base, steps=2, every=2, norm="l2", **kw),
 }
+L2 = (METHODS["ftp l2"], METHODS["tpgm every other"])
+BALLS = {name: make for name, make in METHODS.items() if name != "spd"}
 each_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
 each_bad = pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 
@@ -30,6 +35,14 @@ def ours(state):
     return {k: v for k, v in state._asdict().items() if k not in ("base_state", "skipped")}
 
 
+@functools.cache
+def plain(make):
+    """A transformation around plain descent, and its step, compiled once for all magnitudes."""
+    tx = make(optax.sgd(0.1), **PARTS)
+    return tx, make_step(tx, value_fn=lambda params: 0.0 * loss(params))
+
+
+@functools.cache
 def trained(make, steps=4):
     """A step, and where a few of them lead."""
     params = random_tree(SHAPES, 0)
@@ -119,25 +132,125 @@ def test_a_held_out_loss_that_is_not_finite_leaves_the_radii(bad):
     assert np.all(after.radii <= state.radii)
 
 
-@each_method
-@pytest.mark.parametrize("scale", [1e-30, 1e-10, 1e10])
-@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-10, 1.0, 1e10])
+def test_a_slope_whose_square_overflows_does_not_hold_the_radii_for_good():
+    tx, step = plain(METHODS["ftp compact"])
+    params = random_tree(SHAPES, 0)
+    params, state = step(params, tx.init(params), random_tree(SHAPES, 2))
+    # 1e25 is finite, and so is its product with a displacement; its square is not.
+    huge = jax.tree.map(lambda x: 1e25 * x, random_tree(SHAPES, 2))
+    kept, after = step(params, state, huge)
+    assert int(after.skipped) == 1
+    jax.tree.map(np.testing.assert_array_equal, after.radius_state, state.radius_state)
+    np.testing.assert_array_equal(after.radii, state.radii)
+    _, after = step(kept, after, random_tree(SHAPES, 2))
+    assert np.all(after.radii > state.radii)
+
+
+def test_the_optimizer_of_the_radii_may_keep_an_infinity():
+    def descend(updates, state, params=None):
+        del params
+        return jax.tree.map(lambda x: -0.1 * x, updates), state
+
+    bounded = optax.GradientTransformation(lambda params: jnp.array([0.0, jnp.inf]), descend)
+    params = random_tree(SHAPES, 0)
+    tx = ftp(optax.sgd(0.1), radius_optimizer=bounded, **PARTS)
+    step = make_step(tx)
+    state: Any = tx.init(params)
+    for _ in range(3):
+        params, state = step(params, state, random_tree(SHAPES, 2))
+    assert int(state.skipped) == 0
+    assert np.all(state.radii > 1e-8)
+
+
+def test_an_infinite_slope_moves_no_radius_even_where_its_sign_would():
+    params = random_tree(SHAPES, 0)
+    tx = tpgm(optax.sgd(0.1), radius_optimizer=optax.chain(optax.scale_by_sign(), optax.scale(0.1)))
+    step = make_step(tx, value_fn=lambda params: jnp.inf * loss(params))
+    _, state = step(params, tx.init(params), random_tree(SHAPES, 2))
+    assert int(state.skipped) == 1
+    _, expected = make_step(tx, value_fn=lambda params: 0.0 * loss(params))(
+        params, tx.init(params), random_tree(SHAPES, 2)
+    )
+    np.testing.assert_array_equal(state.radii, expected.radii)
+
+
+def test_a_held_out_batch_that_is_not_finite_leaves_fitted_radii_as_they_were():
+    anchor, tuned = random_tree(SHAPES, 0), random_tree(SHAPES, 1)
+    batches = [1.0, jnp.nan, 1.0]
+    fitted, expected = (
+        tpgm_jax.fit_radii(lambda p, factor: factor * loss(p), tuned, anchor, given)
+        for given in (batches, [1.0, 1.0])
+    )
+    jax.tree.map(np.testing.assert_array_equal, fitted.params, expected.params)
+    assert fitted.radii == expected.radii
+    np.testing.assert_array_equal(np.isfinite(fitted.losses), [True, False, True])
+
+
+@pytest.mark.parametrize("make", BALLS.values(), ids=BALLS)
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-10, 1e10, 1e30])
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-10, 1.0, 1e10, 1e30])
 def test_huge_and_tiny_numbers_stay_finite_and_inside_the_ball(make, scale, size):
     params = random_tree(SHAPES, 0, scale=scale)
-    tx = make(optax.sgd(0.1), **PARTS)
-    step, start, state = make_step(tx, value_fn=lambda p: 0.0 * loss(p)), params, tx.init(params)
+    tx, step = plain(make)
+    start, state = params, tx.init(params)
     for seed in range(6):
         params, state = step(params, state, random_tree(SHAPES, 10 + seed, scale=size))
     for x in jax.tree.leaves((params, state)):
         assert np.all(np.isfinite(x))
-    if make is METHODS["spd"]:  # which has no ball to stay inside
-        return
     moved = np.asarray(params["bias"], np.float64) - np.asarray(start["bias"], np.float64)
-    l2 = make in (METHODS["ftp l2"], METHODS["tpgm every other"])
-    distance = np.sqrt(np.sum(moved**2)) if l2 else np.sum(np.abs(moved))
+    distance = np.sqrt(np.sum(moved**2)) if make in L2 else np.sum(np.abs(moved))
     # Each of four weights rounds to an ulp of itself; the compact floor is 256 of them.
     slack = 4 * 256 * 1.2e-7 * float(jnp.max(jnp.abs(start["bias"])))
     assert distance <= tpgm_jax.radii(state, params)["bias"] * (1 + 1e-6) + slack
+
+
+LONG, SMALL = 100_000, {"kernel": (3, 2), "bias": (2,)}
+
+
+@each_method
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_hundred_thousand_steps_stay_in_the_ball_and_then_stand_still(make, dtype):
+    anchor = random_tree(SMALL, 0, dtype=dtype)
+    tx = make(optax.sgd(0.1, momentum=0.9))
+
+    def step(carry, grads):
+        params, state = carry
+        updates, state = tx.update(grads, state, params, value_fn=loss)
+        return optax.apply_updates(params, updates), state
+
+    def noisy(carry, key):
+        grads = {name: jax.random.normal(key, shape, dtype) for name, shape in SMALL.items()}
+        return step(carry, grads), None
+
+    def still(carry, _):
+        return step(carry, jax.tree.map(jnp.zeros_like, anchor)), None
+
+    @jax.jit
+    def run(carry):
+        keys = jax.random.split(jax.random.key(0), LONG)
+        walked = jax.lax.scan(noisy, carry, keys)[0]
+        # Momentum and the radii's Adam come to rest, and then nothing is left to move anything.
+        rested = jax.lax.scan(still, walked, length=LONG // 2)[0]
+        return walked, rested, jax.lax.scan(still, rested, length=LONG // 2)[0]
+
+    walked, rested, last = run((anchor, tx.init(anchor)))
+    for x in jax.tree.leaves((walked, last)):
+        assert np.all(np.isfinite(x))
+    assert int(last[1].skipped) == 0
+    jax.tree.map(np.testing.assert_array_equal, last[0], rested[0])
+    found = tpgm_jax.radii(walked[1], anchor)
+    for name, start in anchor.items():
+        moved = np.asarray(walked[0][name], np.float64) - np.asarray(start, np.float64)
+        axes = None if make in L2 or start.ndim < 2 else 0
+        order = np.square if make in L2 else np.abs
+        distances = np.sum(order(moved), axis=axes)
+        distances = np.sqrt(distances) if make in L2 else distances
+        # As README says: a row ends within its radius and `eps` times its own norm, rounded up to
+        # the sum of its absolute values; the compact memory keeps it 256 of them away.
+        floor = 256 if make is METHODS["ftp compact"] and dtype == jnp.float32 else 1
+        size = np.sum(np.abs(np.asarray(start, np.float64)), axis=axes)
+        slack = floor * float(jnp.finfo(dtype).eps) * (size + found[name])
+        assert np.all(distances <= found[name] + slack), name
 
 
 @each_method

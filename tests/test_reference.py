@@ -43,6 +43,7 @@ STEPS = 16
 # A few hundred float64 roundings, 1e-16 each, of numbers up to 10.
 TOLERANCE = 1e-12
 
+each_unit = pytest.mark.parametrize("unit", ["norm", "anchor"])
 each_norm = pytest.mark.parametrize("norm", ["mars", "l2"])
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -50,6 +51,14 @@ pytestmark = pytest.mark.usefixtures("x64")
 def units(name, norm):
     shape, rows, layers = TENSORS[name]
     return reference.norm_units(shape, rows, layers, norm)
+
+
+def scales(anchor, norm, unit):
+    """What the loops measure radii in: for each name one number a group, or nothing."""
+    if unit == "norm":
+        return dict.fromkeys(SHAPES)
+    layouts = {name: (rows, layers) for name, (_, rows, layers) in TENSORS.items()}
+    return reference.sizes_of_anchor(numpy_tree(anchor), layouts, norm)
 
 
 def numpy_tree(tree):
@@ -80,14 +89,24 @@ def radii_of(state, params):
 
 
 @each_norm
-@pytest.mark.parametrize(("k", "exact"), [(1.0, False), (0.3, False), (0.0, False), (1.0, True)])
-def test_ftp_equals_its_loops(norm, k, exact):
+@pytest.mark.parametrize(
+    ("k", "exact", "unit"),
+    [
+        (1.0, False, "norm"),
+        (0.3, False, "norm"),
+        (0.0, False, "norm"),
+        (1.0, True, "norm"),
+        (1.0, False, "anchor"),
+        (1.0, True, "anchor"),
+    ],
+)
+def test_ftp_equals_its_loops(norm, k, exact, unit):
     anchor = random_tree(SHAPES, seed=0)
-    tx = tpgm_jax.ftp(optax.sgd(0.05), k=k, norm=norm, axes=AXES, exact_gradient=exact)
+    tx = tpgm_jax.ftp(optax.sgd(0.05), k=k, norm=norm, axes=AXES, exact_gradient=exact, unit=unit)
     step, params, state = make_step(tx), anchor, tx.init(anchor)
     loops = {
-        name: reference.FTP(anchor[name], units(name, norm), norm, k=k, exact=exact)
-        for name in SHAPES
+        name: reference.FTP(anchor[name], units(name, norm), norm, k=k, exact=exact, scales=scale)
+        for name, scale in scales(anchor, norm, unit).items()
     }
     expected = numpy_tree(anchor)
     for grads in gradients():
@@ -99,8 +118,10 @@ def test_ftp_equals_its_loops(norm, k, exact):
 
 
 @each_norm
-@pytest.mark.parametrize(("steps", "every"), [(1, 1), (3, 4)])
-def test_tpgm_equals_its_loops(norm, steps, every):
+@pytest.mark.parametrize(
+    ("steps", "every", "unit"), [(1, 1, "norm"), (3, 4, "norm"), (3, 4, "anchor")]
+)
+def test_tpgm_equals_its_loops(norm, steps, every, unit):
     anchor = random_tree(SHAPES, seed=0)
     targets = [random_tree(SHAPES, seed=100 + i, scale=2.0) for i in range(steps)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *targets)
@@ -108,10 +129,11 @@ def test_tpgm_equals_its_loops(norm, steps, every):
     def value_fn(params, i):
         return sum(0.5 * jnp.sum((params[name] - stacked[name][i]) ** 2) for name in SHAPES)
 
-    tx = tpgm_jax.tpgm(optax.sgd(0.05), steps=steps, every=every, norm=norm, axes=AXES)
+    tx = tpgm_jax.tpgm(optax.sgd(0.05), steps=steps, every=every, norm=norm, axes=AXES, unit=unit)
     step, params, state = make_step(tx, value_fn=value_fn), anchor, tx.init(anchor)
     loops = {
-        name: reference.TPGM(anchor[name], units(name, norm), norm, steps, every) for name in SHAPES
+        name: reference.TPGM(anchor[name], units(name, norm), norm, steps, every, scale)
+        for name, scale in scales(anchor, norm, unit).items()
     }
     expected = numpy_tree(anchor)
     for grads in gradients():
@@ -126,17 +148,18 @@ def test_tpgm_equals_its_loops(norm, steps, every):
         assert_close(radii_of(state, params), {name: loops[name].radii for name in SHAPES})
 
 
+@each_unit
 @each_norm
-def test_fit_radii_equals_its_loops(norm):
+def test_fit_radii_equals_its_loops(norm, unit):
     anchor, params = random_tree(SHAPES, seed=0), random_tree(SHAPES, seed=1)
     targets = [random_tree(SHAPES, seed=100 + i) for i in range(STEPS)]
 
     def value_fn(params, target):
         return sum(0.5 * jnp.sum((params[name] - target[name]) ** 2) for name in SHAPES)
 
-    fitted = tpgm_jax.fit_radii(value_fn, params, anchor, targets, norm=norm, axes=AXES)
-    for name in SHAPES:
-        loop = reference.TPGM(anchor[name], units(name, norm), norm, steps=STEPS)
+    fitted = tpgm_jax.fit_radii(value_fn, params, anchor, targets, norm=norm, axes=AXES, unit=unit)
+    for name, scale in scales(anchor, norm, unit).items():
+        loop = reference.TPGM(anchor[name], units(name, norm), norm, steps=STEPS, scales=scale)
         expected = loop.step(
             np.asarray(params[name]),
             0.0,
@@ -147,13 +170,14 @@ def test_fit_radii_equals_its_loops(norm):
         np.testing.assert_allclose(radii, loop.radii, rtol=0, atol=TOLERANCE)
 
 
+@each_unit
 @each_norm
-def test_a_fixed_radius_equals_its_loops(norm):
+def test_a_fixed_radius_equals_its_loops(norm, unit):
     anchor, update = random_tree(SHAPES, seed=0), random_tree(SHAPES, seed=1)
-    tx = tpgm_jax.project_to_anchor(1.5, norm=norm, axes=AXES)
+    tx = tpgm_jax.project_to_anchor(1.5, norm=norm, axes=AXES, unit=unit)
     params, _ = make_step(tx)(anchor, tx.init(anchor), update)
-    for name in SHAPES:
-        radii = [1.5 for _ in units(name, norm)]
+    for name, scale in scales(anchor, norm, unit).items():
+        radii = [1.5 * u for u in scale or [1.0 for _ in units(name, norm)]]
         expected = reference.project(np.asarray(update[name]), units(name, norm), radii, norm)
         moved = np.asarray(params[name]) - np.asarray(anchor[name])
         np.testing.assert_allclose(moved, expected, rtol=0, atol=TOLERANCE, err_msg=name)

@@ -63,7 +63,9 @@ OPTIONS: Any = {
 }
 METHODS = {
     "ftp": lambda **options: ftp(optax.adam(0.1), **options),
-    "tpgm": lambda **options: tpgm(optax.adam(0.1), norm="l2", steps=2, every=2, **options),
+    "tpgm": lambda **options: tpgm(
+        optax.adam(0.1), norm="l2", unit="anchor", steps=2, every=2, **options
+    ),
     "project_to_anchor": lambda **options: optax.chain(
         optax.adam(0.1), project_to_anchor(0.5, **options)
     ),

@@ -97,6 +97,22 @@ def test_distances_are_from_the_anchor_and_not_from_zero():
     np.testing.assert_array_equal(ends([-1.0], [-1.0], [-1.0], anchor=16.0), [-1.0])
 
 
+def test_a_strength_in_half_precision_is_not_computed_with_in_it():
+    strength = jnp.bfloat16(0.1)
+    expected = (1 - float(strength) / 2) * np.array([6.0, 8.0])
+    # An ulp for each of the difference, the product, the sum and the result.
+    np.testing.assert_allclose(ends(BACK, FROM, BY, strength=strength), expected, rtol=4 * 1.2e-7)
+
+
+def test_a_step_below_the_spacing_of_the_parameters_is_passed_on():
+    # In float32 numbers above 1 are 2^-23 apart, and 1 plus this update is 1.
+    params, u = {"w": jnp.array([1 + 2.0**-21])}, {"w": jnp.array([2.0**-25])}
+    tx = spd(given(u))
+    state = tx.init({"w": jnp.ones(1)})
+    updates, _ = make_update(tx)({"w": jnp.array([-1.0])}, state, params)
+    np.testing.assert_array_equal(updates["w"], u["w"])
+
+
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 def test_a_tiny_distance_is_kept_though_the_update_be_huge(strength):
     # With a strength of 1 the end is 1e-8 from the anchor, where the update's ulp is 4e-3.
@@ -136,7 +152,9 @@ def test_half_precision_is_computed_in_float32():
     ],
 )
 def test_numbers_beyond_the_range_of_squares_stay_finite(d, u, end):
-    np.testing.assert_allclose(ends([1e-9], [d], [u]), [end], rtol=1e-6)
+    # One operation at a time, so that none is seen to divide by zero, selected later or not.
+    with jax.debug_nans(True), jax.disable_jit():
+        np.testing.assert_allclose(ends([1e-9], [d], [u]), [end], rtol=1e-6)
 
 
 def descend(tx, steps):

@@ -25,7 +25,7 @@ ADAMW = optax.adamw(0.1, eps=1e-3)
 WRAPPERS = {
     "ftp": lambda: ftp(optax.adam(0.1)),
     "ftp of parts": lambda: ftp(
-        optax.sgd(0.1, momentum=0.9), k=0.5, norm="l2", exact_gradient=True, **PARTS
+        optax.sgd(0.1, momentum=0.9), k=0.5, norm="l2", exact_gradient=True, unit="anchor", **PARTS
     ),
     "ftp chained": lambda: optax.chain(
         optax.clip_by_global_norm(1.0), ftp(ADAMW, k=lambda step: 1 / (step + 1))
@@ -40,7 +40,7 @@ WRAPPERS = {
     "spd": lambda: spd(optax.sgd(0.6, momentum=0.9)),
     "spd of parts": lambda: optax.chain(
         optax.clip_by_global_norm(1.0),
-        spd(optax.adam(1.0, eps=1e-3), strength=lambda step: 1 / (step + 1), **PARTS),
+        spd(optax.adamw(1.0, eps=1e-3), strength=lambda step: 1 / (step + 1), **PARTS),
     ),
 }
 TRANSFORMS = WRAPPERS | {

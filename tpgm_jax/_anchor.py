@@ -8,21 +8,24 @@ import optax
 
 from tpgm_jax._axes import Layout
 from tpgm_jax._names import by_name, closest
+from tpgm_jax._placement import beside, on_device
 
 # The parameters that `init` sees, copied into the state; a tree that each `update` is handed;
 # or zeros, for adapters that are added to frozen weights.
 ANCHORS = ("init", "argument", "zero")
 
 
-def held(params: optax.Params, layout: Layout, source: str) -> optax.Params:
-    """What the state keeps of an anchor of this source."""
-    return copied(params, layout) if source == "init" else empties(params)
+def held(
+    params: optax.Params, layout: Layout, source: str, dtype: jax.typing.DTypeLike | None = None
+) -> optax.Params:
+    """What the state keeps of an anchor of this source, in `dtype` or that of each leaf."""
+    return copied(params, layout, dtype) if source == "init" else empties(params)
 
 
 def used(
     source: str, state_anchor: optax.Params, argument: Any, params: optax.Params, layout: Layout
 ) -> optax.Params:
-    """The anchor that an update measures from, in the structure of `params`.
+    """The anchor that an update measures from, in the structure of `params`, on the device.
 
     Raises:
         ValueError: an anchor that was handed in but is not asked for, or the reverse; or
@@ -38,7 +41,7 @@ def used(
             f"`anchor={source!r}` and would not look at it: build it with `anchor='argument'`."
         )
     if source == "init":
-        return state_anchor
+        return jax.tree.map(on_device, state_anchor)
     if source == "zero":
         return jax.tree.map(jnp.zeros_like, params)
     remedy = "pass the pre-trained parameters of the same model"
@@ -64,14 +67,16 @@ def matched(
                 f"{what} has {name!r} {found}, where {tensor.shape} is expected (closest: "
                 f"{closest(name, given) or 'none'}): {remedy}, or `exclude` what it lacks."
             )
-        return given[name]
+        return on_device(given[name])
 
     pairs = zip(by_name(params).items(), layout.leaves, strict=True)
     leaves = [matching(name, leaf, tensor) for (name, leaf), tensor in pairs]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-def copied(params: optax.Params, layout: Layout) -> optax.Params:
+def copied(
+    params: optax.Params, layout: Layout, dtype: jax.typing.DTypeLike | None = None
+) -> optax.Params:
     """`params`, leaf for leaf; nothing is kept of the leaves that are not constrained.
 
     Copied, so that a jitted step may donate both the parameters and the state. A
@@ -79,7 +84,9 @@ def copied(params: optax.Params, layout: Layout) -> optax.Params:
     """
 
     def copy(leaf):
-        return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.copy(leaf)
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return leaf if dtype is None else leaf.update(dtype=jnp.dtype(dtype))
+        return jnp.copy(leaf) if dtype is None else jnp.array(leaf, dtype=dtype, copy=True)
 
     return _mapped(copy, params, layout)
 
@@ -113,7 +120,7 @@ def empty_shape(rank: int) -> tuple[int, ...]:
 
 
 def moved(anchor: optax.Params, params: optax.Params) -> optax.Params:
-    """`params` in the structure and dtypes of `anchor`, as a new anchor.
+    """`params` in the structure, dtypes and memory of `anchor`, as a new anchor.
 
     Leaves are found by name: `params` may hold more of them (`optax.partition` shows
     each transformation its own part), in other containers (`nnx` variables or arrays).
@@ -134,7 +141,7 @@ def moved(anchor: optax.Params, params: optax.Params) -> optax.Params:
                 f"`params` has {name!r} of shape {jnp.shape(new)}, but its anchor has shape "
                 f"{jnp.shape(old)}: pass the parameters of the model that `init` saw."
             )
-        return jnp.array(new, dtype=jnp.result_type(old), copy=True)
+        return beside(jnp.array(on_device(new), dtype=jnp.result_type(old), copy=True), old)
 
     new_leaves = [replacement(name, old) for name, old in by_name(anchor).items()]
     return jax.tree.unflatten(jax.tree.structure(anchor), new_leaves)

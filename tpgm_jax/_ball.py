@@ -9,8 +9,16 @@ import optax
 from tpgm_jax import _anchor, _radii
 from tpgm_jax._axes import AxesSpec, layout
 from tpgm_jax._candidate import candidate
-from tpgm_jax._checks import check_anchor, check_norm, check_params, check_positive, check_trees
+from tpgm_jax._checks import (
+    check_anchor,
+    check_norm,
+    check_params,
+    check_positive,
+    check_trees,
+    check_unit,
+)
 from tpgm_jax._names import Exclude
+from tpgm_jax._unit import units
 
 
 class AnchorState(NamedTuple):
@@ -33,6 +41,8 @@ def project_to_anchor(
     exclude: Exclude | None = None,
     axes: AxesSpec | None = None,
     anchor: str = "init",
+    anchor_dtype: jax.typing.DTypeLike | None = None,
+    unit: str = "norm",
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps every parameter within a fixed distance of its value at `init`.
 
@@ -46,11 +56,13 @@ def project_to_anchor(
     Must be the last transformation in a chain: anything after it moves `W'` again.
 
     Args:
-        radius: size of the ball, in units of `norm`. Positive. May be a schedule of the step.
+        radius: size of the ball, in `unit`. Positive. May be a schedule of the step.
         norm: "mars", the L1 norm of each row, or "l2", the norm of the whole tensor.
         exclude: leaves whose update passes untouched; as for `ftp`.
         axes: which axes index rows and stacked layers; as for `ftp`.
         anchor: where `W0` comes from: "init", "argument" or "zero"; as for `ftp`.
+        anchor_dtype: dtype of the copy that "init" keeps; as for `ftp`.
+        unit: what `radius` is measured in, "norm" or "anchor"; as for `ftp`.
 
     Returns:
         A transformation whose `update` needs `params`. Its state is an `AnchorState`.
@@ -77,10 +89,12 @@ def project_to_anchor(
     """
     check_positive(radius, "radius", schedule=True)
     check_norm(norm)
-    check_anchor(anchor)
+    check_anchor(anchor, anchor_dtype)
+    check_unit(unit, anchor)
 
     def init_fn(params: optax.Params) -> AnchorState:
-        held = _anchor.held(params, layout(params, exclude, axes), anchor)
+        parts = layout(params, exclude, axes)
+        held = _anchor.held(params, parts, anchor, anchor_dtype)
         return AnchorState(step=jnp.zeros([], jnp.int32), anchor=held)
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -90,7 +104,8 @@ def project_to_anchor(
         w0 = _anchor.used(anchor, state.anchor, extra_args.get("anchor"), params, parts)
 
         now = radius(state.step) if callable(radius) else radius
-        radii = _radii.full(parts, now, _radii.radii_dtype(params, parts))
+        dtype = _radii.radii_dtype(params, parts)
+        radii = jnp.asarray(now * units(unit, parts.select(w0), parts, norm, dtype))
         w_plus_u = candidate(updates, params, w0, parts, norm)
         projected = w_plus_u.project(_radii.spread(radii, parts, w_plus_u.w))
         step = optax.safe_increment(state.step)

@@ -17,6 +17,7 @@ from tpgm_jax._checks import (
     check_trees,
 )
 from tpgm_jax._names import Exclude, by_name, excluded
+from tpgm_jax._placement import on_device
 from tpgm_jax._projection import displacement, wide_dtype
 
 
@@ -42,6 +43,7 @@ def add_anchor_decay(
     importance: optax.Params | None = None,
     exclude: Exclude | None = None,
     anchor: str = "init",
+    anchor_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Adds a pull towards the anchor: L2-SP, and with importances EWC.
 
@@ -78,6 +80,7 @@ def add_anchor_decay(
             out over devices as the parameters are.
         exclude: leaves whose update passes untouched, such as a new head; as for `ftp`.
         anchor: where `W0` comes from: "init", "argument" or "zero"; as for `ftp`.
+        anchor_dtype: dtype of the copy that "init" keeps; as for `ftp`.
 
     Returns:
         A transformation whose `update` needs `params`. Its state is an `AnchorDecayState`.
@@ -110,7 +113,7 @@ def add_anchor_decay(
         https://arxiv.org/abs/1612.00796
     """
     check_not_negative(weight, "weight", schedule=True)
-    check_anchor(anchor)
+    check_anchor(anchor, anchor_dtype)
 
     def init_fn(params: optax.Params) -> AnchorDecayState:
         parts = layout(params, exclude)
@@ -119,7 +122,7 @@ def add_anchor_decay(
             remedy = "give a factor for every weight"
             factors = _anchor.matched(importance, params, parts, "`importance`", remedy)
             factors = _anchor.copied(factors, parts)
-        held = _anchor.held(params, parts, anchor)
+        held = _anchor.held(params, parts, anchor, anchor_dtype)
         return AnchorDecayState(jnp.zeros([], jnp.int32), held, factors)
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -132,11 +135,10 @@ def add_anchor_decay(
         g, w, w0 = (parts.select(tree) for tree in (updates, params, whole_w0))
         pulls = [displacement(*leaf) for leaf in zip(w, w0, strict=True)]
         if importance is not None:
-            factors = parts.select(state.importance)
-            pulls = [f.astype(x.dtype) * x for f, x in zip(factors, pulls, strict=True)]
+            factors = [on_device(x) for x in parts.select(state.importance)]
+            pulls = [f * x for f, x in zip(factors, pulls, strict=True)]
         now = weight(state.step) if callable(weight) else weight
-        pulls = [jnp.asarray(now, x.dtype) * x for x in pulls]
-        pulled = [(x + y).astype(x.dtype) for x, y in zip(g, pulls, strict=True)]
+        pulled = [(x + now * pull).astype(x.dtype) for x, pull in zip(g, pulls, strict=True)]
         step = optax.safe_increment(state.step)
         return parts.replace(updates, pulled), AnchorDecayState(
             step, state.anchor, state.importance

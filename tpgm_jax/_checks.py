@@ -35,8 +35,33 @@ def check_choice(value: Any, choices: tuple[str, ...], argument: str) -> None:
         raise ValueError(f"`{argument}` must be one of {expected}; got {value!r}.")
 
 
-def check_anchor(value: Any) -> None:
+def check_anchor(value: Any, dtype: Any) -> None:
     check_choice(value, ANCHORS, "anchor")
+    if dtype is None:
+        return
+    if value != "init":
+        raise ValueError(
+            f"`anchor_dtype` is that of the copy in the state, and `anchor={value!r}` keeps none: "
+            "leave it out."
+        )
+    try:
+        floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise TypeError(
+            "`anchor_dtype` must be a real floating-point dtype, such as `jnp.bfloat16`; "
+            f"got {dtype!r}."
+        )
+
+
+def check_unit(value: Any, anchor: str = "init") -> None:
+    check_choice(value, ("norm", "anchor"), "unit")
+    if value == "anchor" and anchor == "zero":
+        raise ValueError(
+            "`unit='anchor'` measures radii by the size of the anchor, and that of `anchor='zero'` "
+            "is zero: leave `unit` out."
+        )
 
 
 def check_positive(value: Any, argument: str, schedule: bool = False) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from tpgm_jax import _anchor, _radii
-from tpgm_jax._axes import AxesSpec, Layout, layout
+from tpgm_jax._axes import AxesSpec, layout
 from tpgm_jax._candidate import candidate
 from tpgm_jax._checks import (
     check_anchor,
@@ -22,12 +22,16 @@ from tpgm_jax._checks import (
     check_params,
     check_positive,
     check_trees,
+    check_unit,
     with_extra_args,
 )
-from tpgm_jax._guard import all_finite, where
+from tpgm_jax._guard import all_finite, finite_or_zero, where
+from tpgm_jax._hyper_gradient import hyper_gradient
 from tpgm_jax._names import Exclude
-from tpgm_jax._previous import MEMORY, Previous, kept, recovered
-from tpgm_jax._projection import EPSILON, inner_products, shrinkage, wide_dtype
+from tpgm_jax._placement import beside, on_device
+from tpgm_jax._previous import MEMORY, kept, recovered
+from tpgm_jax._projection import EPSILON
+from tpgm_jax._unit import units
 
 
 class FTPState(NamedTuple):
@@ -45,7 +49,8 @@ class FTPState(NamedTuple):
             with `memory="compact"`.
         layers: int32, for each leaf how many layers it stacks; 0: it is not stacked;
             -1: it is not constrained. For `tpgm_jax.radii`.
-        skipped: updates that were not made, as the gradient was not finite, int32 of shape `()`.
+        skipped: updates that were not made, as the gradient was not finite, or that left the radii
+            alone, as their moments would have overflown; int32 of shape `()`.
     """
 
     step: jax.typing.ArrayLike
@@ -66,10 +71,12 @@ def ftp(
     norm: str = "mars",
     exclude: Exclude | None = None,
     axes: AxesSpec | None = None,
+    unit: str = "norm",
     initial_radius: jax.typing.ArrayLike = 1e-8,
     exact_gradient: bool = False,
     memory: str = "full",
     anchor: str = "init",
+    anchor_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer to keep each tensor within a learned radius of its anchor.
 
@@ -115,7 +122,7 @@ def ftp(
         k: in [0, 1], how much of a push to shrink a radius is obeyed: 1 is the strongest
             regularisation, at 0 no radius is ever pushed down. May be a schedule of the step.
         radius_optimizer: any optax transformation; it updates the vector of radii by `h`.
-            Default `optax.adam(1e-2)`, a step in units of `norm`.
+            Default `optax.adam(1e-2)`, a step in `unit`.
         norm: "mars", the L1 norm of each row, which shares its tensor's radius with the
             other rows; or "l2", the norm of the whole tensor.
         exclude: leaves that get the base optimizer's update untouched, such as a new head:
@@ -124,7 +131,12 @@ def ftp(
         axes: `Axes` by regular expression, or a callable `(path, leaf) -> Axes | None`:
             which axes index rows, and which index stacked layers. The default reads
             Flax's names and shapes, and knows of no stacked layers.
-        initial_radius: radius at the first step, in units of `norm`. Positive.
+        unit: in what `radius_optimizer` measures radii. "norm": the norm itself, as published.
+            "anchor": the size `U` of the anchor in that norm, for kernels the mean of `N(W0)` over
+            rows, and for a bias or scale of `n` numbers `n` times the mean of `|W0|` over all
+            kernels. It is then handed `r / U` and the gradient in that, so that a step of 1e-2 is a
+            hundredth of the weights, whatever their number. `radii` are in units of the norm.
+        initial_radius: radius at the first step, in `unit`. Positive.
         exact_gradient: take `h` over the rows outside the ball alone, where the previous
             projection depended on the radius. The published method sums over all rows.
         memory: "full" keeps `c` in the state, an array as large as the parameters. "compact"
@@ -135,6 +147,9 @@ def ftp(
         anchor: where `W0` comes from. "init": the parameters that `init` sees, copied.
             "argument": the keyword `anchor` of each `update`, for those who hold the pre-trained
             model anyway. "zero": zeros, for adapters. The latter two keep nothing.
+        anchor_dtype: dtype of the copy that "init" keeps; by default that of the parameters.
+            `jnp.bfloat16` halves its memory, and is exact for weights that were published in
+            it. Others it rounds, by up to 2^-8 of each, and radii are about the rounded ones.
 
     Returns:
         A transformation whose `update` needs `params`. Its state is an `FTPState`.
@@ -168,7 +183,8 @@ def ftp(
     check_fraction(k, "k", schedule=True)
     check_positive(initial_radius, "initial_radius")
     check_choice(memory, MEMORY, "memory")
-    check_anchor(anchor)
+    check_anchor(anchor, anchor_dtype)
+    check_unit(unit, anchor)
     full = memory == "full"
     if exact_gradient and not full:
         raise ValueError(
@@ -182,7 +198,7 @@ def ftp(
         return FTPState(
             step=jnp.zeros([], jnp.int32),
             base_state=base.init(params),
-            anchor=_anchor.held(params, parts, anchor),
+            anchor=_anchor.held(params, parts, anchor, anchor_dtype),
             radii=radii,
             radius_state=radius_base.init(radii),
             displacement=_anchor.zeros(params, parts) if full else _anchor.empties(params),
@@ -201,17 +217,19 @@ def ftp(
         dtype, first = state.radii.dtype, state.step == 0
         g, w, w0 = (parts.select(tree) for tree in (updates, params, whole_w0))
         r_previous = _radii.spread(state.radii, parts, w)
+        stored = parts.select(state.displacement)
         if full:
-            previous = kept(parts.select(state.displacement), w, w0, parts, norm)
+            previous = kept([on_device(x) for x in stored], w, w0, parts, norm)
         else:
             previous = recovered(w, w0, r_previous, first, parts, norm)
         h = hyper_gradient(g, previous, r_previous, exact_gradient, parts, norm)
         push = _radii.gather(h, parts, dtype)
         # A product with NaN or infinity is never finite, so that the gradients that are in `h` need
-        # no pass of their own. The floors join so that devices sum them in one go with the rest.
+        # no pass of their own. Floors and units join, so that devices sum all of them in one go.
         pairs = zip(previous.floor, parts.tensors, strict=True)
         floors = [jnp.sum(x, axis=tensor.rows, keepdims=True) for x, tensor in pairs]
-        stage = jnp.concatenate([push, _radii.gather(floors, parts, dtype)])
+        scale = units(unit, w0, parts, norm, dtype)
+        stage = jnp.concatenate([push, _radii.gather(floors, parts, dtype), scale])
         finite = all_finite([stage, *parts.leave(updates)])
 
         # All that follows waits for `finite`, and so for the last use of the old displacement: XLA
@@ -220,19 +238,20 @@ def ftp(
         base_updates, base_state = base.update(
             where(finite, updates, 0.0), state.base_state, params, **extra_args
         )
-        u = [jnp.where(finite & jnp.isfinite(x), x, 0) for x in parts.select(base_updates)]
+        u = finite_or_zero(finite, parts.select(base_updates))
         d = [x + y.astype(x.dtype) for x, y in zip(previous.start, u, strict=True)]
         if full:
             d = where(finite, d, previous.c)
         w_plus_u = candidate(base_updates, params, whole_w0, parts, norm, d)
 
         push = jnp.where(push > 0, (k(state.step) if callable(k) else k) * push, push)
-        initial = _radii.full(parts, initial_radius, dtype)
-        learned, radius_state = _radii.descend(
+        initial = initial_radius * scale
+        learned, radius_state, taken = _radii.descend(
             radius_base,
             push.astype(dtype),
             _radii.where_first(first, radius_base.init(initial), state.radius_state),
             jnp.where(first, initial, state.radii),
+            scale,
         )
         # The projection does without the upper clip, beyond which a radius constrains nothing: it
         # would have all leaves wait for each other's norms.
@@ -240,7 +259,7 @@ def ftp(
         largest = w_plus_u.largest(dtype) + EPSILON
         r = _radii.spread(learned, parts, w)
         if full:
-            c = [x.astype(old.dtype) for x, old in zip(d, w, strict=True)]
+            c = [beside(x.astype(old.dtype), old) for x, old in zip(d, stored, strict=True)]
             displacements = parts.replace(state.displacement, c)
         else:
             r = [jnp.maximum(*x) for x in zip(r, previous.floor, strict=True)]
@@ -256,45 +275,7 @@ def ftp(
             radius_state=where(finite, radius_state, state.radius_state),
             displacement=displacements,
             layers=state.layers,
-            skipped=jnp.where(finite, state.skipped, optax.safe_increment(state.skipped)),
+            skipped=jnp.where(finite & taken, state.skipped, optax.safe_increment(state.skipped)),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def hyper_gradient(
-    gradients: list[jax.Array],
-    previous: Previous,
-    radii: list[jax.Array],
-    exact: bool,
-    layout: Layout,
-    norm: str,
-) -> list[jax.Array]:
-    """Derivative in the radii of the loss's linear model at the projected parameters.
-
-    The gradient in `r` of `<g, W0 + (r / n) * c>`, the map to the sphere. With `exact`, of
-    `<g, W0 + min(1, r / n) * c>`, the map to the ball. The anchor's part is constant.
-
-    Args:
-        gradients: `g_t`, one for each constrained leaf.
-        previous: `c_{t-1}` and `n_{t-1}`; `c` is zero before the first step.
-        radii: those that projected `c_{t-1}`, one array for each leaf.
-        exact: leave out the rows inside the ball.
-        layout: of the leaves.
-        norm: "mars" or "l2".
-
-    Returns:
-        One array for each leaf, of its `radius_shape`, in units of loss per unit of `norm`.
-    """
-    g = [x.astype(wide_dtype(x)) for x in gradients]
-    # Before the ratio, which is one number for all that a product extends over.
-    leaves = zip(g, previous.c, layout.tensors, strict=True)
-    slopes = [inner_products(*leaf, norm) for leaf in leaves]
-
-    def linear_loss(r: list[jax.Array]) -> jax.Array:
-        pairs = zip(r, previous.n, strict=True)
-        ratios = [shrinkage(*x) if exact else x[0] / x[1] for x in pairs]
-        products = [jnp.sum(x * y) for x, y in zip(ratios, slopes, strict=True)]
-        return sum(products, jnp.zeros([]))
-
-    return jax.grad(linear_loss)(radii)

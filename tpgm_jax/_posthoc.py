@@ -10,10 +10,11 @@ import optax
 from tpgm_jax import _radii
 from tpgm_jax._axes import AxesSpec, layout
 from tpgm_jax._candidate import candidate
-from tpgm_jax._checks import check_norm, check_same_shapes
+from tpgm_jax._checks import check_norm, check_same_shapes, check_unit
 from tpgm_jax._names import Exclude, by_name, leaf_names
 from tpgm_jax._state import named
 from tpgm_jax._tpgm import scalar
+from tpgm_jax._unit import units
 
 
 class FittedRadii(NamedTuple):
@@ -40,6 +41,7 @@ def fit_radii(
     radius_optimizer: optax.GradientTransformation | None = None,
     exclude: Exclude | None = None,
     axes: AxesSpec | None = None,
+    unit: str = "norm",
 ) -> FittedRadii:
     """Learns radii on held-out data and projects fine-tuned parameters, once.
 
@@ -65,9 +67,10 @@ def fit_radii(
             as another shape compiles the step again. Wrap it in `tqdm` to see progress.
         norm: "l2", one norm for each tensor, or "mars", one for each row.
         radius_optimizer: any optax transformation. Default `optax.adam(1e-2)`, a step in
-            units of the norm.
+            `unit`.
         exclude: leaves that are not projected, and enter `value_fn` as they are; as for `ftp`.
         axes: which axes index rows and stacked layers; as for `ftp`.
+        unit: in what `radius_optimizer` measures radii, "norm" or "anchor"; as for `ftp`.
 
     Returns:
         `FittedRadii(params, radii, losses)`.
@@ -94,6 +97,7 @@ def fit_radii(
         CVPR 2023, https://arxiv.org/abs/2303.10720
     """
     check_norm(norm)
+    check_unit(unit)
     optimizer = _radii.optimizer(radius_optimizer)
     if not callable(value_fn):
         raise TypeError(
@@ -126,7 +130,9 @@ def fit_radii(
         r = w.clip(radii)
         loss, gradient = jax.value_and_grad(value)(r)
         gradient, clipped = (_radii.gather(x, parts, dtype) for x in (gradient, r))
-        return *_radii.descend(optimizer, gradient, state, clipped), loss
+        scale = units(unit, w.w0, parts, norm, dtype)
+        radii, state, _ = _radii.descend(optimizer, gradient, state, clipped, scale)
+        return radii, state, loss
 
     @jax.jit
     def finish(radii, params, anchor):

@@ -53,11 +53,14 @@ def norms(d: jax.Array, tensor: Tensor, norm: str) -> jax.Array:
         norm: "mars" or "l2".
     """
     if norm == "mars":
-        return jnp.sum(jnp.abs(d), axis=measured_axes(tensor, norm), keepdims=True)
-    squares = inner_products(d, d, tensor, norm)
-    # The square root's slope at 0 is infinite, and infinity times 0 is NaN.
-    moved = squares > 0
-    return jnp.where(moved, jnp.sqrt(jnp.where(moved, squares, 1.0)), 0.0)
+        size = jnp.sum(jnp.abs(d), axis=measured_axes(tensor, norm), keepdims=True)
+    else:
+        squares = inner_products(d, d, tensor, norm)
+        # The square root's slope at 0 is infinite, and infinity times 0 is NaN.
+        moved = squares > 0
+        size = jnp.where(moved, jnp.sqrt(jnp.where(moved, squares, 1.0)), 0.0)
+    # The ratio of two infinities is NaN; squares overflow from 1e19 in float32.
+    return jnp.minimum(size, jnp.finfo(size.dtype).max)
 
 
 def inner_products(x: jax.Array, y: jax.Array, tensor: Tensor, norm: str) -> jax.Array:

@@ -14,6 +14,7 @@ import optax
 
 from tpgm_jax._axes import Layout
 from tpgm_jax._checks import with_extra_args
+from tpgm_jax._guard import all_finite, stays_finite, where
 from tpgm_jax._projection import wide_dtype
 
 # No radius is smaller, but that of a tensor which has not moved at all: at 0 the projection
@@ -88,10 +89,22 @@ def descend(
     gradient: jax.Array,
     optimizer_state: optax.OptState,
     radii: jax.Array,
-) -> tuple[jax.Array, optax.OptState]:
-    """One step of the radii's own optimizer."""
-    updates, optimizer_state = optimizer.update(gradient, optimizer_state, radii)
-    return jnp.asarray(optax.apply_updates(radii, updates)), optimizer_state
+    unit: jax.Array,
+) -> tuple[jax.Array, optax.OptState, jax.Array]:
+    """One step of the radii's own optimizer, in `unit`, if all that comes of it is finite.
+
+    The square of a finite slope may overflow in a second moment, which would stay infinite and
+    hold the radii where they are for good.
+
+    Returns:
+        Radii and state, and whether the step was taken.
+    """
+    updates, new_state = optimizer.update(unit * gradient, optimizer_state, radii / unit)
+    moved = optax.apply_updates(radii, jax.tree.map(lambda x: unit * x, updates))
+    new, old = (moved, new_state), (radii, optimizer_state)
+    taken = all_finite([gradient]) & stays_finite(new, old)
+    radii, optimizer_state = where(taken, new, old)
+    return radii, optimizer_state, taken
 
 
 def where_first(first: jax.Array, fresh: optax.OptState, state: optax.OptState) -> optax.OptState:

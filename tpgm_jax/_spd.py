@@ -19,15 +19,9 @@ from tpgm_jax._checks import (
     check_trees,
     with_extra_args,
 )
-from tpgm_jax._guard import all_finite, where
+from tpgm_jax._guard import all_finite, finite_or_zero, where
 from tpgm_jax._names import Exclude
-from tpgm_jax._projection import (
-    displacement,
-    inner_products,
-    norms,
-    scaled_update,
-    wide_dtype,
-)
+from tpgm_jax._projection import displacement, inner_products, norms, scaled_update
 
 
 class SPDState(NamedTuple):
@@ -54,6 +48,7 @@ def spd(
     exclude: Exclude | None = None,
     axes: AxesSpec | None = None,
     anchor: str = "init",
+    anchor_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer to take back steps away from the anchor that the gradient opposes.
 
@@ -94,6 +89,7 @@ def spd(
         exclude: leaves that get the base optimizer's update untouched; as for `ftp`.
         axes: which axes index stacked layers; as for `ftp`. Rows make no difference here.
         anchor: where `W0` comes from: "init", "argument" or "zero"; as for `ftp`.
+        anchor_dtype: dtype of the copy that "init" keeps; as for `ftp`.
 
     Returns:
         A transformation whose `update` needs `params`. Its state is an `SPDState`.
@@ -123,13 +119,13 @@ def spd(
     """
     base = with_extra_args(base_optimizer, "base_optimizer")
     check_not_negative(strength, "strength", schedule=True)
-    check_anchor(anchor)
+    check_anchor(anchor, anchor_dtype)
 
     def init_fn(params: optax.Params) -> SPDState:
         return SPDState(
             step=jnp.zeros([], jnp.int32),
             base_state=base.init(params),
-            anchor=_anchor.held(params, layout(params, exclude, axes), anchor),
+            anchor=_anchor.held(params, layout(params, exclude, axes), anchor, anchor_dtype),
             skipped=jnp.zeros([], jnp.int32),
         )
 
@@ -142,9 +138,7 @@ def spd(
         g, w, w0 = (parts.select(tree) for tree in (updates, params, whole_w0))
         d = [displacement(*leaf) for leaf in zip(w, w0, strict=True)]
         before = [norms(*leaf, "l2") for leaf in zip(d, parts.tensors, strict=True)]
-        wide_g = [x.astype(wide_dtype(x)) for x in g]
-        leaves = zip(wide_g, d, parts.tensors, strict=True)
-        slopes = [inner_products(*leaf, "l2") for leaf in leaves]
+        slopes = [inner_products(*leaf, "l2") for leaf in zip(g, d, parts.tensors, strict=True)]
         # A product with NaN or infinity is never finite, so that the gradients that are in
         # `slopes` need no pass of their own.
         stage = _radii.gather(slopes, parts, _radii.radii_dtype(params, parts))
@@ -153,8 +147,8 @@ def spd(
         base_updates, base_state = base.update(
             where(finite, updates, 0.0), state.base_state, params, **extra_args
         )
-        u = [jnp.where(finite & jnp.isfinite(x), x, 0) for x in parts.select(base_updates)]
-        c = [x + y.astype(x.dtype) for x, y in zip(d, u, strict=True)]
+        u = finite_or_zero(finite, parts.select(base_updates))
+        c = [x + y for x, y in zip(d, u, strict=True)]
         after = [norms(*leaf, "l2") for leaf in zip(c, parts.tensors, strict=True)]
         now = strength(state.step) if callable(strength) else strength
         leaves = zip(slopes, before, after, strict=True)

@@ -13,10 +13,12 @@ from tpgm_jax._ball import AnchorState
 from tpgm_jax._baselines import AnchorDecayState
 from tpgm_jax._ftp import FTPState
 from tpgm_jax._names import closest, leaf_names
+from tpgm_jax._placement import beside, on_device, on_host
 from tpgm_jax._spd import SPDState
 from tpgm_jax._tpgm import TPGMState
 
 LEARNED = (FTPState, TPGMState)
+LARGE = ("anchor", "displacement", "importance")
 OURS = (*LEARNED, AnchorState, SPDState, AnchorDecayState)
 
 
@@ -114,11 +116,7 @@ def set_anchor(
         >>> checkpoint = {"kernel": jnp.ones((3, 2))}
         >>> opt_state = tpgm_jax.set_anchor(opt_state, checkpoint)
     """
-    if not _ours(opt_state):
-        raise ValueError(
-            "`opt_state` holds no state of this library, so there is no anchor to move: pass "
-            "what `init` or `update` of the whole optimizer returned."
-        )
+    _check_any_of_ours(opt_state)
 
     def replace(node):
         if not _is_ours(node):
@@ -127,10 +125,58 @@ def set_anchor(
         if reset:
             # At step 0 the next update starts the radii and their optimizer by itself.
             zeroed = [x for x in ("step", "radii", "displacement") if x in node._fields]
-            changes |= {x: jax.tree.map(jnp.zeros_like, getattr(node, x)) for x in zeroed}
+            changes |= {x: jax.tree.map(_zeros, getattr(node, x)) for x in zeroed}
         return node._replace(**changes)
 
     return jax.tree.map(replace, opt_state, is_leaf=_is_ours)
+
+
+def offload(opt_state: optax.OptState) -> optax.OptState:
+    """Moves anchors, displacements and importances to the host's memory, `pinned_host`.
+
+    Each `update` then moves them in where it uses them, and the new displacement back, so
+    that devices hold them during a step alone. The numbers are the same; the steps take
+    longer by the transfers. What the base optimizer keeps stays where it is.
+
+    Args:
+        opt_state: any state with one of ours somewhere in it. It may be used inside
+            `jax.jit`: `jax.jit(lambda params: offload(tx.init(params)))`.
+
+    Returns:
+        The state, with those arrays elsewhere. Layout over devices stays as it is.
+
+    Raises:
+        ValueError: there is no state of ours in `opt_state`.
+
+    Examples:
+        >>> import jax.numpy as jnp, optax, tpgm_jax
+        >>> tx = tpgm_jax.ftp(optax.adam(1e-3))
+        >>> opt_state = tpgm_jax.offload(tx.init({"kernel": jnp.zeros((3, 2))}))
+        >>> opt_state.anchor["kernel"].sharding.memory_kind
+        'pinned_host'
+    """
+    _check_any_of_ours(opt_state)
+
+    def moved(node):
+        if not _is_ours(node):
+            return node
+        fields = [x for x in LARGE if x in node._fields]
+        return node._replace(**{x: jax.tree.map(on_host, getattr(node, x)) for x in fields})
+
+    return jax.tree.map(moved, opt_state, is_leaf=_is_ours)
+
+
+def _zeros(array: Any) -> jax.Array:
+    # By way of the device, as JAX makes no zeros on the host.
+    return beside(jnp.zeros_like(on_device(array)), array)
+
+
+def _check_any_of_ours(opt_state: optax.OptState) -> None:
+    if not _ours(opt_state):
+        raise ValueError(
+            "`opt_state` holds no state of this library, so there is no anchor in it: pass "
+            "what `init` or `update` of the whole optimizer returned."
+        )
 
 
 def _is_ours(node: Any) -> bool:

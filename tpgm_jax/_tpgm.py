@@ -5,7 +5,7 @@ the radii at which the projected parameters do best on data that training does n
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,10 +21,12 @@ from tpgm_jax._checks import (
     check_norm,
     check_params,
     check_trees,
+    check_unit,
     with_extra_args,
 )
-from tpgm_jax._guard import all_finite, where
+from tpgm_jax._guard import all_finite, finite_or_zero, where
 from tpgm_jax._names import Exclude
+from tpgm_jax._unit import units
 
 
 class TPGMState(NamedTuple):
@@ -40,7 +42,7 @@ class TPGMState(NamedTuple):
         layers: int32, for each leaf how many layers it stacks; 0: it is not stacked;
             -1: it is not constrained. For `tpgm_jax.radii`.
         skipped: updates that were not made and radius steps that were not taken, as a gradient was
-            not finite, int32 of shape `()`.
+            not finite or moments would have overflown; int32 of shape `()`.
     """
 
     step: jax.typing.ArrayLike
@@ -62,6 +64,9 @@ def tpgm(
     exclude: Exclude | None = None,
     axes: AxesSpec | None = None,
     anchor: str = "init",
+    anchor_dtype: jax.typing.DTypeLike | None = None,
+    axis_name: str | Sequence[str] | None = None,
+    unit: str = "norm",
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer to keep each tensor within a radius learned on held-out data.
 
@@ -110,11 +115,17 @@ def tpgm(
         steps: radius steps in a row.
         every: updates between such rows; the others only clip and project.
         radius_optimizer: any optax transformation; it updates the vector of radii by their
-            gradient. Default `optax.adam(1e-2)`, a step in units of `norm`.
+            gradient. Default `optax.adam(1e-2)`, a step in `unit`.
         norm: "mars", the L1 norm of each row, or "l2", the norm of the whole tensor.
         exclude: leaves that get the base optimizer's update untouched; as for `ftp`.
         axes: which axes index rows and stacked layers; as for `ftp`.
         anchor: where `W0` comes from: "init", "argument" or "zero"; as for `ftp`.
+        anchor_dtype: dtype of the copy that "init" keeps; as for `ftp`.
+        axis_name: under `jax.shard_map` or `jax.pmap`, the axis or axes along which devices hold
+            different held-out data: the loss and its gradient are averaged over them, so that
+            radii stay equal on all devices. To average `grads` is up to the caller, as for any
+            optimizer. Under `jax.jit` with shardings there is nothing to say.
+        unit: in what `radius_optimizer` measures radii, "norm" or "anchor"; as for `ftp`.
 
     Returns:
         A transformation whose `update` needs `params` and `value_fn`. Its state is a
@@ -154,7 +165,8 @@ def tpgm(
     base = with_extra_args(base_optimizer, "base_optimizer")
     radius_base = _radii.optimizer(radius_optimizer)
     check_norm(norm)
-    check_anchor(anchor)
+    check_anchor(anchor, anchor_dtype)
+    check_unit(unit, anchor)
     check_count(steps, "steps")
     check_count(every, "every")
 
@@ -164,7 +176,7 @@ def tpgm(
         return TPGMState(
             step=jnp.zeros([], jnp.int32),
             base_state=base.init(params),
-            anchor=_anchor.held(params, parts, anchor),
+            anchor=_anchor.held(params, parts, anchor, anchor_dtype),
             radii=radii,
             radius_state=radius_base.init(radii),
             layers=jnp.array(parts.layers, jnp.int32),
@@ -182,22 +194,29 @@ def tpgm(
         base_updates, base_state = base.update(
             where(finite, updates, 0.0), state.base_state, params, **extra_args
         )
-        u = [jnp.where(finite & jnp.isfinite(x), x, 0) for x in parts.select(base_updates)]
+        u = finite_or_zero(finite, parts.select(base_updates))
         w_plus_u = candidate(parts.replace(base_updates, u), params, w0, parts, norm)
         dtype = state.radii.dtype
+        scale = units(unit, parts.select(w0), parts, norm, dtype)
 
+        def averaged(x):
+            return x if axis_name is None else jax.lax.pmean(x, axis_name)
+
+        # Loss and gradient both: `shard_map` adds up gradients over devices by itself, so that the
+        # losses have to be a mean; where nobody tracks what is replicated, as in `pmap`, each
+        # device has the gradient of its own loss, even of a mean.
         def value(r, i):
-            return held_out_loss(optax.apply_updates(params, w_plus_u.project(r)), i)
+            return averaged(held_out_loss(optax.apply_updates(params, w_plus_u.project(r)), i))
 
         def radius_step(i, carry):
             radii, radius_state, skipped = carry
             r = w_plus_u.clip(radii)
-            gradient = _radii.gather(jax.grad(value)(r, i), parts, dtype)
+            gradient = averaged(_radii.gather(jax.grad(value)(r, i), parts, dtype))
             clipped = _radii.gather(r, parts, dtype)
-            usable = all_finite([gradient])
-            learned = _radii.descend(radius_base, gradient, radius_state, clipped)
-            kept = where(usable, learned, (clipped, radius_state))
-            return *kept, skipped + jnp.where(usable, 0, 1).astype(skipped.dtype)
+            radii, radius_state, taken = _radii.descend(
+                radius_base, gradient, radius_state, clipped, scale
+            )
+            return radii, radius_state, jnp.where(taken, skipped, optax.safe_increment(skipped))
 
         def learn(carry):
             # XLA on CPU runs convolutions inside a loop on one core, ten times as long.
@@ -205,11 +224,11 @@ def tpgm(
                 return radius_step(jnp.zeros([], jnp.int32), carry)
             return jax.lax.fori_loop(0, steps, radius_step, carry)
 
-        first = state.step == 0
+        first, before = state.step == 0, jnp.asarray(state.skipped)
         start = (
             jnp.where(first, w_plus_u.smallest(dtype) / 2, state.radii),
             _radii.where_first(first, radius_base.init(state.radii), state.radius_state),
-            jnp.asarray(state.skipped),
+            before,
         )
         if isinstance(every, int) and every == 1:
             radii, radius_state, skipped = learn(start)
@@ -226,7 +245,7 @@ def tpgm(
             radii=where(finite, _radii.gather(r, parts, dtype), state.radii),
             radius_state=where(finite, radius_state, state.radius_state),
             layers=state.layers,
-            skipped=jnp.where(finite, skipped, state.skipped + 1).astype(skipped.dtype),
+            skipped=jnp.where(finite, skipped, optax.safe_increment(before)),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

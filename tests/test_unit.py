@@ -1,0 +1,113 @@
+"""Radii in units of the anchor: what a unit is, and what it makes radii independent of."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import make_step, random_tree
+
+import tpgm_jax
+from tpgm_jax import Axes, fit_radii, ftp, project_to_anchor, tpgm
+from tpgm_jax._axes import layout
+from tpgm_jax._unit import units
+
+SHAPES = {"dense/kernel": (30, 4), "dense/bias": (4,), "conv/kernel": (3, 3, 2, 5), "scale": (8,)}
+each_norm = pytest.mark.parametrize("norm", ["mars", "l2"])
+
+
+def units_of(params, norm, axes=None):
+    parts = layout(params, axes=axes)
+    found = np.asarray(units("anchor", parts.select(params), parts, norm, jnp.dtype("float32")))
+    ends = np.cumsum([tensor.groups for tensor in parts.tensors])
+    return {t.name: x for t, x in zip(parts.tensors, np.split(found, ends[:-1]), strict=True)}
+
+
+def test_a_unit_is_the_mean_row_of_a_kernel_and_as_many_typical_weights_for_a_bias():
+    kernel = jnp.array([[1.0, -2.0], [3.0, 0.0], [0.0, 4.0]])
+    found = units_of({"kernel": kernel, "bias": jnp.zeros(2), "scale": jnp.ones(5)}, "mars")
+    # Rows of 4 and 6; six weights of 10 in all.
+    np.testing.assert_allclose(found["kernel"], 5.0, rtol=1e-6)
+    np.testing.assert_allclose(found["bias"], 2 * 10 / 6, rtol=1e-6)
+    np.testing.assert_allclose(found["scale"], 5 * 10 / 6, rtol=1e-6)
+
+
+def test_under_the_l2_norm_it_is_the_norm_of_the_tensor():
+    kernel = jnp.array([[1.0, -2.0], [2.0, 4.0]])
+    found = units_of({"kernel": kernel, "bias": jnp.zeros(2)}, "l2")
+    np.testing.assert_allclose(found["kernel"], 5.0, rtol=1e-6)
+    np.testing.assert_allclose(found["bias"], np.sqrt(2 * 25 / 4), rtol=1e-6)
+
+
+@each_norm
+def test_layers_have_units_of_their_own_and_share_the_typical_weight(norm):
+    one, two = (
+        random_tree({"kernel": (3, 4), "bias": (4,)}, 0),
+        random_tree({"kernel": (3, 4), "bias": (4,)}, 1, scale=3.0),
+    )
+    apart = units_of({"one": one, "two": two}, norm)
+    stacked = {"layers": jax.tree.map(lambda *x: jnp.stack(x), one, two)}
+    found = units_of(stacked, norm, {"layers/.*": Axes(layers=0)})
+    for name in ("kernel", "bias"):
+        expected = [*apart[f"one/{name}"], *apart[f"two/{name}"]]
+        np.testing.assert_allclose(found[f"layers/{name}"], expected, rtol=1e-6)
+
+
+@each_norm
+def test_a_unit_is_positive_even_where_the_anchor_is_zero(norm):
+    # The first kernel is zero, as the last of a residual branch may be: it gets typical weights.
+    params = {"a/kernel": jnp.zeros((9, 2)), "b/kernel": jnp.full((9, 2), 2.0)}
+    found = units_of(params, norm)
+    expected = 9.0 if norm == "mars" else np.sqrt(18 * 2.0)
+    np.testing.assert_allclose(found["a/kernel"], expected, rtol=1e-6)
+    for params in ({"kernel": jnp.zeros((3, 2))}, {"bias": jnp.zeros(3)}, {"bias": jnp.ones(3)}):
+        for unit in units_of(params, norm).values():
+            assert np.all(unit > 0)
+            assert np.all(np.isfinite(unit))
+
+
+@each_norm
+@pytest.mark.parametrize("method", ["ftp", "ftp compact", "tpgm"])
+def test_radii_are_the_same_for_a_model_that_is_a_hundred_times_larger(norm, method):
+    def learned(scale):
+        anchor = random_tree(SHAPES, 0, scale=scale, dtype=jnp.float32)
+        base = optax.sgd(scale * 0.1)
+        if method == "tpgm":
+            tx = tpgm(base, norm=norm, unit="anchor")
+        else:
+            memory = "compact" if method == "ftp compact" else "full"
+            tx = ftp(base, norm=norm, unit="anchor", memory=memory)
+        grads = random_tree(SHAPES, 1)  # always the same way, so that radii grow
+
+        def value_fn(params):
+            return sum(jnp.vdot(params[name], grads[name]) for name in SHAPES)
+
+        step, params, state = make_step(tx, value_fn=value_fn), anchor, tx.init(anchor)
+        for _ in range(8):
+            params, state = step(params, state, grads)
+        return {name: r / scale for name, r in tpgm_jax.radii(state, params).items()}
+
+    small, large = learned(1.0), learned(100.0)
+    assert all(r > 1e-3 for r in small.values())
+    # What is no multiple of the weights are the 1e-8 beside norms and in Adam, next to numbers of
+    # 0.01 and more: 1e-6. Eight steps round; the compact memory holds eight bits of a direction
+    # that is at its floor, as after the first step.
+    tolerance = 2**-8 if method == "ftp compact" else 1e-5
+    for name, radius in small.items():
+        assert large[name] == pytest.approx(radius, rel=tolerance), name
+
+
+def test_an_unknown_unit_and_one_without_a_size_are_refused():
+    makers = (
+        lambda **options: ftp(optax.sgd(0.1), **options),
+        lambda **options: tpgm(optax.sgd(0.1), **options),
+        lambda **options: project_to_anchor(0.1, **options),
+    )
+    for make in makers:
+        with pytest.raises(ValueError, match="`unit` must be one of 'norm', 'anchor'"):
+            make(unit="mars")
+        with pytest.raises(ValueError, match="leave `unit` out"):
+            make(unit="anchor", anchor="zero")
+    params = {"kernel": jnp.ones((2, 2))}
+    with pytest.raises(ValueError, match="`unit` must be one of"):
+        fit_radii(lambda params, _: 0.0, params, params, [0], unit="mars")

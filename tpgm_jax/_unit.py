@@ -1,0 +1,49 @@
+"""How far a radius moves in one step of its optimizer: in units of the norm, or of the anchor.
+
+A distance of 0.01 is far for a bias of 32 numbers and near for a row of 576 weights. In units of
+the anchor a step is one of `rho = r / U`, where for each group
+
+    mars:  U = mean over rows of N(W0)    l2:  U = N(W0)                 kernels
+           U = n * mean |W0|                   U = sqrt(n * mean W0^2)   a single row of n numbers
+
+with the means of the second line over all numbers of all kernels: biases start at zero, and the
+scales of norms at one, which says nothing of how far they may go.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from tpgm_jax import _radii
+from tpgm_jax._axes import Layout
+from tpgm_jax._projection import norms, wide_dtype
+
+
+def units(
+    unit: str, anchor: list[jax.Array], layout: Layout, norm: str, dtype: jnp.dtype
+) -> jax.Array:
+    """`U` of each group, `[G]`, positive; ones if `unit` is "norm"."""
+    if unit == "norm" or not anchor:
+        return _radii.full(layout, 1.0, dtype)
+    # Row by row and then over rows, as the hyper-gradients are summed, so that devices add up both
+    # in one go.
+    power = 1 if norm == "mars" else 2
+    sums = [
+        jnp.sum(norms(x.astype(wide_dtype(x)), t, norm) ** power, axis=t.rows, keepdims=True)
+        for x, t in zip(anchor, layout.tensors, strict=True)
+    ]
+    kernels = [(x, y) for x, y, t in zip(sums, anchor, layout.tensors, strict=True) if t.rows]
+    typical = kernels or list(zip(sums, anchor, strict=True))
+    mean = sum(jnp.sum(x) for x, _ in typical) / sum(y.size for _, y in typical)
+    # An anchor of zeros has no size; adapters start so, and then a unit is as good as another.
+    mean = jnp.where(mean > 0, mean, 1.0)
+
+    found = []
+    for x, tensor in zip(sums, layout.tensors, strict=True):
+        rows = math.prod(tensor.shape[axis] for axis in tensor.rows) if norm == "mars" else 1
+        count = math.prod(tensor.shape) / tensor.groups / rows
+        own = (x / rows) ** (1 / power)
+        usual = jnp.full_like(own, (count * mean) ** (1 / power))
+        found.append(jnp.where(own > 0, own, usual) if tensor.rows else usual)
+    return _radii.gather(found, layout, dtype)
