@@ -3,6 +3,7 @@
 import csv
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -128,7 +129,8 @@ def test_rows_of_other_columns_and_a_second_writer_are_refused(tmp_path):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolution_by_patches_is_flax_s(stride):
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-    ours, flax = Conv(4, stride), nn.Conv(4, (3, 3), strides=stride)
+    ours: Any = Conv(4, stride)
+    flax: Any = nn.Conv(4, (3, 3), strides=stride)
     params = flax.init(jax.random.key(0), x)
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(
         jnp.shape, ours.init(jax.random.key(0), x)
@@ -159,7 +161,7 @@ def test_layerwise_decay_counts_layers_from_the_top():
     params = {"params": {name: {"bias": jnp.zeros(1)} for name in names}}
     ones = jax.tree.map(jnp.ones_like, params)
     tx = layerwise(hyper())
-    updates, _ = tx.update(ones, tx.init(params), params)
+    updates: Any = tx.update(ones, tx.init(params), params)[0]
     steps = [-float(updates["params"][name]["bias"][0]) for name in names]
     # Adam's first step is 1; in float32, 1 - 0.999 is known to 6e-8 / 1e-3, the step to half that.
     np.testing.assert_allclose(steps, [0.25, 0.5, 1.0], rtol=3e-5)

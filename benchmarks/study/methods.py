@@ -4,7 +4,6 @@ Fine-tuning is Adam without weight decay throughout, but for `finetune_sgd`; the
 by what is wrapped around it. Of two-parameter methods `value` is the other one.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -159,14 +158,14 @@ METHODS: dict[str, Method] = {
         *(THREE_RATES, "strength", (2.0, 1.0, 0.5)),
     ),
     "ftp": Method(lambda h: tpgm_jax.ftp(optax.adam(h.rate), exclude=h.exclude), curve=CURVE_RATES),
+    # A candidate, as `tpgm_anchor`: radii in units of the anchor.
+    "ftp_anchor": Method(
+        lambda h: tpgm_jax.ftp(optax.adam(h.rate), exclude=h.exclude, unit="anchor"),
+        curve=CURVE_RATES,
+    ),
     "tpgm": Method(
         lambda h: tpgm_jax.tpgm(optax.adam(h.rate), exclude=h.exclude),
         held_out=True,
-        curve=CURVE_RATES,
-    ),
-    # Candidates: radii in units of the anchor.
-    "ftp_anchor": Method(
-        lambda h: tpgm_jax.ftp(optax.adam(h.rate), exclude=h.exclude, unit="anchor"),
         curve=CURVE_RATES,
     ),
     "tpgm_anchor": Method(
@@ -183,10 +182,6 @@ DERIVED: dict[str, Derived] = {
     "finetune_mean": Derived("finetune"),
     "ftp_anchor_mean": Derived("ftp_anchor"),
 }
-
-if "unit" not in inspect.signature(tpgm_jax.ftp).parameters:  # dropped with the merge
-    METHODS = {k: v for k, v in METHODS.items() if "anchor" not in k}
-    DERIVED = {k: v for k, v in DERIVED.items() if "anchor" not in v.source}
 
 # What the issue asks for with a new head; the candidates as well.
 NEW_HEAD = (

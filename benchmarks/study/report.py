@@ -10,7 +10,7 @@ The page's own text is kept; what stands between two markers is replaced:
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.study import cells, figures, plan, tables
@@ -84,7 +84,7 @@ def sections(study: Study, final: bool) -> list[str]:
     return made
 
 
-def _shown(drawn: dict[str, object], folder: str) -> list[str]:
+def _shown(drawn: Iterable[str], folder: str) -> list[str]:
     titles = {
         "rates": "Accuracy over the learning rate; shaded: one standard deviation over runs",
         "id_ood": "OOD against ID accuracy; the larger the mark, the higher the learning rate",
