@@ -16,7 +16,7 @@ from benchmarks import robustness
 from benchmarks.study import cells, plan, records, report, runs, selection, training
 from benchmarks.study.cells import COLUMNS, Cell
 from benchmarks.study.methods import DERIVED, HEAD, METHODS, NEW_HEAD, Hyper, half, layerwise
-from benchmarks.study.models import MODELS, Conv, network
+from benchmarks.study.models import MODELS, Attention, Conv, network
 from benchmarks.study.plan import Job, Scope
 from benchmarks.study.pretraining import FAST
 from benchmarks.study.queue import Resources, groups, work
@@ -137,6 +137,19 @@ def test_convolution_by_patches_is_flax_s(stride):
     )
     # Sums of 27 products of order 1, in another order: a few dozen roundings.
     np.testing.assert_allclose(ours.apply(params, x), flax.apply(params, x), atol=1e-5)
+
+
+def test_attention_by_matrices_is_flax_s():
+    x = np.random.default_rng(0).normal(size=(2, 6, 8)).astype(np.float32)
+    ours, flax = Attention(4), nn.MultiHeadDotProductAttention(4)
+    params = jax.tree.map(jnp.ones_like, flax.init(jax.random.key(0), x))
+    numbers = np.random.default_rng(1)
+    params: Any = jax.tree.map(lambda p: numbers.normal(size=p.shape), params)
+    shapes = jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x))
+    assert shapes == jax.tree.map(jnp.shape, params)
+    expected: Any = flax.apply(params, x)
+    # Sums of 8 products of numbers up to about 10, three times over: 1e-5 is a few roundings.
+    np.testing.assert_allclose(np.asarray(ours.apply(params, x)), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_new_shifts_are_images_that_differ_from_the_test_set():
