@@ -142,9 +142,10 @@ def test_convolution_by_patches_is_flax_s(stride):
 def test_attention_by_matrices_is_flax_s():
     x = np.random.default_rng(0).normal(size=(2, 6, 8)).astype(np.float32)
     ours, flax = Attention(4), nn.MultiHeadDotProductAttention(4)
-    params = jax.tree.map(jnp.ones_like, flax.init(jax.random.key(0), x))
     numbers = np.random.default_rng(1)
-    params: Any = jax.tree.map(lambda p: numbers.normal(size=p.shape), params)
+    params: Any = jax.tree.map(
+        lambda p: numbers.normal(size=p.shape), flax.init(jax.random.key(0), x)
+    )
     shapes = jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x))
     assert shapes == jax.tree.map(jnp.shape, params)
     expected: Any = flax.apply(params, x)

@@ -17,7 +17,7 @@ from benchmarks.study.plan import Job
 from benchmarks.study.pretraining import Sizes
 from benchmarks.study.sets import DATA_SEED, sets
 from benchmarks.study.training import Start, fitter, tester, trainer
-from examples.digits.data import generator
+from examples.digits.data import Split, generator
 from examples.digits.training import shuffled
 
 # Where LP-FT starts: a linear probe at this rate.
@@ -35,8 +35,18 @@ class Outcome(NamedTuple):
     radii: list[dict[str, Any]]
 
 
-def perform(jobs: Sequence[Job], sizes: Sizes, directory: Path) -> Outcome:
-    """Trains and tests jobs that differ in learning rate, setting and seed alone."""
+def perform(
+    jobs: Sequence[Job], sizes: Sizes, directory: Path, train: Split | None = None
+) -> Outcome:
+    """Trains and tests jobs that differ in learning rate, setting and seed alone.
+
+    Args:
+        jobs: of one model, head and method.
+        sizes: how long to train.
+        directory: of the pre-trained networks.
+        train: other images to train on than the study's.
+    """
+    train = train or sets().train
     runs = [job.trained for job in jobs]
     model, head, method = runs[0][:3]
     anchors = [
@@ -47,13 +57,13 @@ def perform(jobs: Sequence[Job], sizes: Sizes, directory: Path) -> Outcome:
     if method == "zero_shot":
         return Outcome(_rows(jobs, {"zero_shot": (anchor, 0.0)}), [])
 
-    start = _start(runs, anchor, sizes, directory)
+    start = _start(runs, anchor, sizes, directory, len(train.labels))
     spent = 0.0
     if method == "lpft":
         probe = start._replace(rate=jnp.full(len(runs), PROBE_RATE))
-        finished, spent = _train(model, head, "linear_probe", probe)
+        finished, spent = _train(model, head, "linear_probe", probe, train)
         start = start._replace(params=finished.params)
-    finished, seconds = _train(model, head, method, start)
+    finished, seconds = _train(model, head, method, start, train)
     spent = (spent + seconds) / len(runs)
 
     outcomes = {
@@ -72,7 +82,7 @@ def perform(jobs: Sequence[Job], sizes: Sizes, directory: Path) -> Outcome:
     return Outcome(_rows(jobs, outcomes), _radii(runs, finished))
 
 
-def _start(runs: list[Cell], anchor: Any, sizes: Sizes, directory: Path) -> Start:
+def _start(runs: list[Cell], anchor: Any, sizes: Sizes, directory: Path, examples: int) -> Start:
     """The runs' beginnings, stacked."""
     model, _, method = runs[0][:3]
 
@@ -92,14 +102,14 @@ def _start(runs: list[Cell], anchor: Any, sizes: Sizes, directory: Path) -> Star
         rate=jnp.array([run.learning_rate for run in runs]),
         value=jnp.array([value(run.setting) for run in runs]),
         key=jnp.stack([jax.random.key(run.seed) for run in runs]),
-        rows=orders("train", len(sets().train.labels)),
+        rows=orders("train", examples),
         held_out_rows=orders("radius", len(sets().radius.labels)),
         importance=importance,
     )
 
 
-def _train(model: str, head: str, method: str, start: Start) -> tuple[Any, float]:
-    return _timed(trainer(model, head, method), start, sets().train, sets().radius)
+def _train(model: str, head: str, method: str, start: Start, train: Split) -> tuple[Any, float]:
+    return _timed(trainer(model, head, method), start, train, sets().radius)
 
 
 def _timed(program: Any, *args: Any) -> tuple[Any, float]:
