@@ -36,6 +36,8 @@ BASELINES = ("finetune", "wise", "l2sp")
 
 def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     lines = [list(header), *(list(row) for row in rows)]
+    if len(lines) == 1:
+        return "No runs yet."
     lines.insert(1, ["---"] * len(lines[0]))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -58,7 +60,7 @@ def tuned(study: Study, model: str, head: str, shown: Groups) -> str:
                 choice[1],
                 *(f"{values(runs, [x]).mean():.1f}" for x in ("validation", "id")),
                 *(f"{x.mean():.1f}" for x in means),
-                f"{within(runs, overall):.1f}",
+                "" if np.isnan(within(runs, overall)) else f"{within(runs, overall):.1f}",
                 f"{values(runs, ['seconds']).mean():.1f}",
             ]
         )
