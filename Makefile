@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 export JAX_PLATFORMS ?=
 
-.PHONY: help demo pod test lint wheel bench bench-scaling bench-compact clean
+.PHONY: help demo pod test lint wheel bench bench-scaling bench-compact bench-robustness clean
 
 help:
 	@echo "make demo   fine-tune on handwritten digits: a table and results/demo/figure.png"
@@ -53,6 +53,9 @@ bench-scaling: .venv/test
 
 bench-compact: .venv/test
 	$(BIN)/python -m benchmarks.compact_memory $(ARGS)
+
+bench-robustness: .venv/test
+	$(BIN)/python -m benchmarks.robustness $(ARGS)
 
 clean:
 	rm -rf .venv results dist build

@@ -1,4 +1,4 @@
-"""Digits drawn from the TrueType fonts that come with matplotlib."""
+"""Digits and letters drawn from the TrueType fonts that come with matplotlib."""
 
 from functools import cache
 from pathlib import Path
@@ -19,33 +19,35 @@ HELD_OUT_FONTS = (
     *("DejaVuSerif-Italic", "STIXGeneralBolIta", "cmss10", "cmtt10", "cmti10", "cmmi10"),
 )
 STYLES = ("regular", "thick", "outline")
+DIGITS = "0123456789"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # Glyphs are drawn large, `PIXELS_PER_PIXEL` to one of the final 16x16 image, so that a warp
 # resamples them only once.
 SIZE = 64
 PIXELS_PER_PIXEL = 4
-HEIGHT = 48  # of every digit; three quarters of the canvas, so that a warp may enlarge it
+HEIGHT = 48  # of every character; three quarters of the canvas, so that a warp may enlarge it
 _FONT_SIZE = 96  # drawn larger still, then reduced to `HEIGHT`
 _STROKE = 5  # half of the width of an outline, in pixels of the drawing
 
 
 @cache
-def glyphs(fonts: tuple[str, ...], styles: tuple[str, ...]) -> np.ndarray:
-    """Ink of every digit, `[fonts, styles, 10, 64, 64]` in [0, 1]; 1 is ink."""
-    ink = [[[_glyph(f, s, digit) for digit in range(10)] for s in styles] for f in fonts]
+def glyphs(fonts: tuple[str, ...], styles: tuple[str, ...], characters: str = DIGITS) -> np.ndarray:
+    """Ink of every character, `[fonts, styles, characters, 64, 64]` in [0, 1]; 1 is ink."""
+    ink = [[[_glyph(f, s, text) for text in characters] for s in styles] for f in fonts]
     # Smoothed just enough that sampling every fourth pixel does not alias.
     smooth = (0.0, 0.0, 0.0, PIXELS_PER_PIXEL / 2.5, PIXELS_PER_PIXEL / 2.5)
     return ndimage.gaussian_filter(np.asarray(ink, np.float32), smooth)
 
 
-def _glyph(font: str, style: str, digit: int) -> np.ndarray:
-    """One digit, `[64, 64]`, scaled to `HEIGHT` and centred."""
+def _glyph(font: str, style: str, text: str) -> np.ndarray:
+    """One character, `[64, 64]`, scaled to `HEIGHT` and centred."""
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf")
-    # The basic layout is always there, and the other one may place digits differently.
+    # The basic layout is always there, and the other one may place characters differently.
     face = ImageFont.truetype(path, _FONT_SIZE, layout_engine=ImageFont.Layout.BASIC)
     drawing = Image.new("L", (3 * _FONT_SIZE, 3 * _FONT_SIZE))
     draw = ImageDraw.Draw(drawing)
-    at, text = (_FONT_SIZE, _FONT_SIZE // 2), str(digit)
+    at = (_FONT_SIZE, _FONT_SIZE // 2)
     draw.text(at, text, fill=255, font=face, stroke_width=0 if style == "regular" else _STROKE)
     if style == "outline":
         draw.text(at, text, fill=0, font=face)

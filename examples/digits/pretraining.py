@@ -2,7 +2,9 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -11,45 +13,71 @@ from tqdm import tqdm
 
 from examples.digits import data, glyphs, models, photos, printed, storage, training, warps
 from examples.digits.data import Split, generator
-from examples.digits.models import MLP
+from examples.digits.glyphs import DIGITS
 from examples.digits.settings import Settings
 
 _RENDERING = (data, glyphs, photos, printed, warps)
 _BLOCK = 5000  # images rendered at once, which bounds the memory
 
 
-def pretraining_set(settings: Settings, directory: Path) -> Split:
-    """Rendered digits, `[pretraining_images, 16, 16]`; from `directory` the second time."""
+def pretraining_set(settings: Settings, directory: Path, characters: str = DIGITS) -> Split:
+    """Rendered digits, `[pretraining_images, 16, 16]`; from `directory` the second time.
+
+    Args:
+        settings: how many, and the seed.
+        directory: where to keep them.
+        characters: what is rendered in place of digits.
+    """
     count = settings.pretraining_images
 
     def render() -> storage.Arrays:
         rng, blocks = generator(settings.seed, "rendering"), []
         with tqdm(total=count, desc="rendering", unit="image") as bar:
             for start in range(0, count, _BLOCK):
-                blocks.append(printed.printed_set(rng, min(_BLOCK, count - start)))
+                blocks.append(printed.printed_set(rng, min(_BLOCK, count - start), characters))
                 bar.update(len(blocks[-1][1]))
         images, labels = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
         return {"images": images, "labels": labels}
 
     depends = {"seed": settings.seed, "count": count, "block": _BLOCK}
+    depends |= {"characters": characters}
     arrays = storage.cached(directory, "printed", depends, _RENDERING, render)
     return Split(arrays["images"].astype(np.float32) / 255, arrays["labels"])
 
 
-def pretrained(network: MLP, settings: Settings, directory: Path) -> optax.Params:
-    """Parameters trained on `pretraining_set`; from `directory` the second time."""
+def pretrained(
+    network: nn.Module,
+    settings: Settings,
+    directory: Path,
+    characters: str = DIGITS,
+    modules: tuple[ModuleType, ...] = (),
+) -> optax.Params:
+    """Parameters trained on `pretraining_set`; from `directory` the second time.
+
+    Args:
+        network: from images to one logit for each of `characters`.
+        settings: how long to train, and the seed.
+        directory: where to keep the parameters and the set.
+        characters: what the set shows.
+        modules: where the network is written, if not in `models`.
+    """
     depends = {k: v for k, v in asdict(settings).items() if k.startswith(("seed", "pretraining"))}
-    depends |= {"network": repr(network), "block": _BLOCK}
-    modules = (*_RENDERING, models, training)
+    depends |= {"network": repr(network), "block": _BLOCK, "characters": characters}
     flat = storage.cached(
-        directory, "pretrained", depends, modules, lambda: _train(network, settings, directory)
+        directory,
+        "pretrained",
+        depends,
+        (*_RENDERING, models, training, *modules),
+        lambda: _train(network, settings, directory, characters),
     )
     return unflatten_dict(flat, sep="/")
 
 
-def _train(network: MLP, settings: Settings, directory: Path) -> storage.Arrays:
+def _train(
+    network: nn.Module, settings: Settings, directory: Path, characters: str
+) -> storage.Arrays:
     """Adam, flattened to path and array."""
-    rendered = pretraining_set(settings, directory)
+    rendered = pretraining_set(settings, directory, characters)
     steps = settings.pretraining_steps
     rng = generator(settings.seed, "pre-training")
     batches = training.shuffled(rng, len(rendered.labels), steps, settings.pretraining_batch)

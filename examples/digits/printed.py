@@ -3,7 +3,14 @@
 import numpy as np
 from scipy import ndimage
 
-from examples.digits.glyphs import PIXELS_PER_PIXEL, PRETRAINING_FONTS, SIZE, STYLES, glyphs
+from examples.digits.glyphs import (
+    DIGITS,
+    PIXELS_PER_PIXEL,
+    PRETRAINING_FONTS,
+    SIZE,
+    STYLES,
+    glyphs,
+)
 from examples.digits.photos import PRETRAINING_PHOTOS, backgrounds
 from examples.digits.warps import affine, elastic, warp
 
@@ -14,18 +21,20 @@ def printed(
     fonts: tuple[str, ...],
     styles: tuple[str, ...],
     strength: float = 1.0,
+    characters: str = DIGITS,
 ) -> np.ndarray:
-    """Ink of warped digits, `[n, 16, 16]` in [0, 1].
+    """Ink of warped characters, `[n, 16, 16]` in [0, 1].
 
     Args:
         rng: the source of randomness.
-        labels: `[n]`, which digits.
+        labels: `[n]`, which of `characters`.
         fonts: drawn from at random.
         styles: of `STYLES`, drawn from at random.
-        strength: of the warps; 0 leaves the digits upright and centred.
+        strength: of the warps; 0 leaves the characters upright and centred.
+        characters: what the labels count; by default they are the digits.
     """
     n = len(labels)
-    drawn = glyphs(fonts, styles)
+    drawn = glyphs(fonts, styles, characters)
     font, style = rng.integers(len(fonts), size=n), rng.integers(len(styles), size=n)
     index = np.ravel_multi_index((font, style, labels), drawn.shape[:3])
     grid = affine(
@@ -40,14 +49,16 @@ def printed(
     return warp(drawn.reshape(-1, SIZE, SIZE), grid, index=index, zoom=PIXELS_PER_PIXEL)
 
 
-def printed_set(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+def printed_set(
+    rng: np.random.Generator, count: int, characters: str = DIGITS
+) -> tuple[np.ndarray, np.ndarray]:
     """Images `[count, 16, 16]`, uint8 grey, and labels `[count]`, int32.
 
     Half are dark on light or light on dark; half lie on photographs, and half of those
     are the absolute difference of photograph and ink.
     """
-    labels = rng.integers(10, size=count).astype(np.int32)
-    ink = printed(rng, labels, PRETRAINING_FONTS, STYLES)
+    labels = rng.integers(len(characters), size=count).astype(np.int32)
+    ink = printed(rng, labels, PRETRAINING_FONTS, STYLES, characters=characters)
 
     paper = rng.random((count, 1, 1), np.float32)
     # A contrast of a half at least, towards whichever side has room for it.

@@ -1,0 +1,100 @@
+"""Fine-tuning on 1 % and on 10 % of the labels: the main methods, as `robustness_few_labels.csv`.
+
+    python -m benchmarks.study.few_labels
+
+Nothing is tuned again: each method has the setting that was chosen with all labels, and a default
+where that is not known yet. The images for radii, 149, are then many more than those trained on.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.robustness import CACHE, OUTPUT, ROOT
+from benchmarks.study import cells, plan
+from benchmarks.study.cells import COLUMNS, Cell
+from benchmarks.study.plan import Job
+from benchmarks.study.pretraining import FAST, Sizes
+from benchmarks.study.records import Records, cell, read
+from benchmarks.study.runs import perform
+from benchmarks.study.selection import chosen
+from benchmarks.study.sets import DATA_SEED, sets
+from examples.digits.data import Split, generator
+
+# Of the thousand; the same number of each class.
+LABELS = (10, 100)
+
+# With the setting of each where nothing is chosen yet.
+METHODS = {
+    "finetune": (3e-3, ""),
+    "wise": (3e-3, "alpha=0.5"),
+    "l2sp": (3e-3, "weight=0.01"),
+    "ftp": (3e-3, ""),
+    "ftp_anchor": (3e-3, ""),
+    "tpgm": (3e-3, ""),
+}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What is run; the default is everything."""
+
+    models: tuple[str, ...] = cells.MODELS
+    methods: tuple[str, ...] = tuple(METHODS)
+    labels: tuple[int, ...] = LABELS
+    seeds: tuple[int, ...] = cells.SEEDS
+
+
+def labelled(count: int, seed: int) -> Split:
+    """So many training images, of every class the same number; of the seed's own choice."""
+    images, labels = sets().train
+    order = generator(DATA_SEED, f"few labels {seed}").permutation(len(labels))
+    rows = [order[labels[order] == digit][: count // 10] for digit in range(10)]
+    chosen_rows = np.concatenate(rows)
+    return Split(images[chosen_rows], labels[chosen_rows])
+
+
+def run(output: Path, study: Path, scope: Scope, sizes: Sizes, cache: Path) -> None:
+    """Runs what is missing, and appends it."""
+    table = Records(output, ("labels", *COLUMNS))
+    done = {(int(row["labels"]), cell(row)) for row in table.rows}
+    known = {}
+    if study.exists():
+        known = {cell(row): float(row["validation"]) for row in read(study, COLUMNS)}
+    wanted = [
+        (count, Cell(model, "reused", method, *setting, 0, seed))
+        for model in scope.models
+        for count in scope.labels
+        for method in scope.methods
+        for setting in [chosen(model, "reused", method, known, plan.Scope()) or METHODS[method]]
+        for seed in scope.seeds
+    ]
+    missing = [pair for pair in wanted if pair not in done]
+    for count, one in tqdm(missing, desc="few labels"):
+        job = Job(plan.trained(one), (one,))
+        (row,) = perform([job], sizes, cache, labelled(count, one.seed)).rows
+        table.append([{"labels": count} | row])
+    table.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--fast", action="store_true", help="a rehearsal; the numbers mean nothing")
+    default = OUTPUT.with_name("robustness_few_labels.csv")
+    parser.add_argument("--output", type=Path, help=f"default {default.relative_to(ROOT)}")
+    parser.add_argument("--study", type=Path, default=OUTPUT, help="where settings were chosen")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="of pre-trained networks")
+    options = parser.parse_args(arguments)
+    fast = Scope(models=("mlp",), labels=(10,), seeds=(0,))
+    rehearsal = ROOT / "results" / default.name
+    output = options.output or (rehearsal if options.fast else default)
+    scope, sizes = (fast, FAST) if options.fast else (Scope(), Sizes())
+    run(output, options.study, scope, sizes, options.cache)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Tables and figures of `docs/study.md`, from the CSV alone.
+
+    python -m benchmarks.study.report            without the sets that nothing is chosen by
+    python -m benchmarks.study.report --final    with them: for when every choice is made
+
+The page's own text is kept; what stands between two markers is replaced:
+
+    <!-- tables -->
+    <!-- end of tables -->
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks.study import cells, figures, plan, tables
+from benchmarks.study.cells import COLUMNS
+from benchmarks.study.records import read
+from benchmarks.study.runs import RADII_COLUMNS
+from benchmarks.study.summary import Study, groups
+from examples.digits.storage import write_whole
+
+ROOT = Path(__file__).parents[2]
+START, END = "<!-- tables -->", "<!-- end of tables -->"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--final", action="store_true", help="show the held-back sets, too")
+    parser.add_argument("--fast", action="store_true", help="the CSV is a rehearsal's")
+    results = ROOT / "benchmarks" / "results" / "robustness.csv"
+    parser.add_argument("--input", type=Path, default=results, help="the study's CSV")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "study.md")
+    options = parser.parse_args(arguments)
+    shown = groups(options.final)
+    study = Study(read(options.input, COLUMNS), plan.FAST if options.fast else plan.Scope())
+    pictures = options.page.with_suffix("")
+    drawn = {
+        "rates": figures.over_rates(study, shown),
+        "id_ood": figures.against_each_other(study, shown),
+    }
+    of_radii = options.input.with_name(f"{options.input.stem}_radii.csv")
+    rows = read(of_radii, RADII_COLUMNS) if of_radii.exists() else []
+    if rows:
+        drawn["radii"] = figures.radii(rows)
+    for name, picture in drawn.items():
+        write_whole(pictures / f"{name}.png", lambda file, p=picture: p.savefig(file, format="png"))
+    made = "\n\n".join([*sections(study, options.final), *_shown(drawn, pictures.name)])
+    page = options.page.read_text()
+    before, _, rest = page.partition(START)
+    after = rest.partition(END)[2]
+    whole = f"{before}{START}\n\n{made}\n\n{END}{after}"
+    write_whole(options.page, lambda file: file.write(whole.encode()))
+    print(f"{options.page}: {len(study.rows)} rows")
+
+
+def sections(study: Study, final: bool) -> list[str]:
+    """Headings and tables."""
+    shown = groups(final)
+    tuning = sum(key.seed in cells.TUNING_SEEDS for key in study.rows)
+    made = [
+        f"Made from {len(study.rows)} rows of the CSV, of which {tuning} are of the tuning seeds."
+    ]
+    for model in cells.MODELS:
+        if study.methods(model, "reused"):
+            made += [
+                f"### {tables.MODEL_LABELS[model]}, reused head",
+                "At the setting that validation chose:",
+                tables.tuned(study, model, "reused", shown),
+                "ID / OOD at every learning rate:",
+                tables.curves(study, model, shown),
+                "Points above the tuned baselines, at equal seeds, with 95 % intervals:",
+                tables.differences(study, model, "reused", shown),
+                "Set by set:",
+                tables.each_set(study, model, "reused", shown),
+            ]
+    for model in cells.MODELS:
+        if study.methods(model, "new"):
+            made += [
+                f"### {tables.MODEL_LABELS[model]}, new head",
+                tables.tuned(study, model, "new", shown),
+                tables.differences(study, model, "new", shown),
+            ]
+    return made
+
+
+def _shown(drawn: Iterable[str], folder: str) -> list[str]:
+    titles = {
+        "rates": "Accuracy over the learning rate; shaded: one standard deviation over runs",
+        "id_ood": "OOD against ID accuracy; the larger the mark, the higher the learning rate",
+        "radii": "Final radii, learning rate 1e-2",
+    }
+    return [f"![{titles[name]}]({folder}/{name}.png)\n\n*{titles[name]}.*" for name in drawn]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""The tables of the page, as Markdown."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from benchmarks.study import cells
+from benchmarks.study.methods import DERIVED, METHODS
+from benchmarks.study.summary import Groups, Pair, Row, Study, difference, spread, values
+
+LABELS = {
+    "zero_shot": "zero-shot",
+    "linear_probe": "linear probe",
+    "finetune": "fine-tuning",
+    "finetune_sgd": "fine-tuning, SGD",
+    "lpft": "LP-FT",
+    "llrd": "layer-wise rate decay",
+    "wise": "WiSE-FT",
+    "l2sp": "L2-SP",
+    "ewc": "EWC",
+    "mars_sp": "MARS-SP",
+    "half": "half fine-tuning",
+    "spd": "SPD",
+    "ftp": "FTP",
+    "tpgm": "TPGM",
+    "tpgm_posthoc": "TPGM post hoc",
+    "ftp_anchor": "FTP, anchor's unit",
+    "ftp_anchor_mean": "the same, mean of iterates",
+    "tpgm_anchor": "TPGM, anchor's unit",
+    "finetune_mean": "fine-tuning, mean of iterates",
+    "recommended": "recommended",
+}
+MODEL_LABELS = {"mlp": "MLP", "conv": "conv net", "vit": "ViT"}
+BASELINES = ("finetune", "wise", "l2sp")
+
+
+def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(header), *(list(row) for row in rows)]
+    if len(lines) == 1:
+        return "No runs yet."
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def tuned(study: Study, model: str, head: str, shown: Groups) -> str:
+    """Every method at the setting that validation chose."""
+    header = ["method", "rate", "setting", "valid.", "ID", *shown.means, "± seeds", "s a run"]
+    rows = []
+    for method in in_order(study, model, head):
+        choice = study.chosen(model, head, method)
+        runs = study.runs(model, head, method, choice) if choice else {}
+        if not choice or not runs:
+            continue
+        means = [values(runs, sets) for sets in shown.means.values()]
+        overall = values(runs, next(x for k, x in shown.means.items() if k.startswith("OOD")))
+        rows.append(
+            [
+                LABELS[method] + _count(runs, method),
+                f"{choice[0]:g}" if choice[0] else "",
+                choice[1],
+                *(f"{values(runs, [x]).mean():.1f}" for x in ("validation", "id")),
+                *(f"{x.mean():.1f}" for x in means),
+                "" if np.isnan(within(runs, overall)) else f"{within(runs, overall):.1f}",
+                f"{values(runs, ['seconds']).mean():.1f}",
+            ]
+        )
+    return markdown(header, rows)
+
+
+def each_set(study: Study, model: str, head: str, shown: Groups) -> str:
+    """The same runs, set by set."""
+    rows = []
+    for method in in_order(study, model, head):
+        choice = study.chosen(model, head, method)
+        runs = study.runs(model, head, method, choice) if choice else {}
+        if runs:
+            numbers = [values(runs, [name]) for name in ("id", *shown.sets)]
+            rows.append([LABELS[method], *(f"{x.mean():.1f}" for x in numbers)])
+    return markdown(["method", "ID", *(name.replace("_", " ") for name in shown.sets)], rows)
+
+
+def curves(study: Study, model: str, shown: Groups) -> str:
+    """ID / OOD of the main methods at every learning rate, and how far OOD varies."""
+    overall = next(x for k, x in shown.means.items() if k.startswith("OOD"))
+    rows = []
+    for method, setting in curved(study, model):
+        by_rate = study.curve(model, "reused", method, setting)
+        if not by_rate:
+            continue
+        ood = {rate: values(runs, overall).mean() for rate, runs in by_rate.items()}
+        shown_rates = [
+            f"{values(by_rate[rate], ['id']).mean():.1f} / {ood[rate]:.1f}" if rate in ood else ""
+            for rate in cells.CURVE_RATES
+        ]
+        label = LABELS[method] + (f", {setting}" if setting else "")
+        whole = len(ood) == len(cells.CURVE_RATES)
+        apart = f"{max(ood.values()) - min(ood.values()):.1f}" if whole else ""
+        rows.append([label, *shown_rates, apart])
+    return markdown(["method", *(f"{rate:g}" for rate in cells.CURVE_RATES), "OOD varies by"], rows)
+
+
+def differences(study: Study, model: str, head: str, shown: Groups) -> str:
+    """Each method, tuned, minus each of the tuned baselines, at equal seeds."""
+    overall = next(x for k, x in shown.means.items() if k.startswith("OOD"))
+    rows = []
+    reference: dict[str, Mapping[Pair, Row]] = {}
+    for name in BASELINES:
+        choice = study.chosen(model, head, name)
+        reference[name] = study.runs(model, head, name, choice) if choice else {}
+    for method in in_order(study, model, head):
+        choice = study.chosen(model, head, method)
+        runs = study.runs(model, head, method, choice) if choice else {}
+        if not runs or method == "zero_shot":
+            continue
+        row = [LABELS[method]]
+        for name in BASELINES:
+            for sets in (["id"], overall):
+                found = difference(runs, reference[name], sets)
+                row.append("" if name == method or not found.pairs else interval(found))
+        rows.append(row)
+    header = [f"{what} over {LABELS[name]}" for name in BASELINES for what in ("ID", "OOD")]
+    return markdown(["method", *header], rows)
+
+
+def interval(found: object) -> str:
+    mean, low, high, _ = found  # pyright: ignore[reportGeneralTypeIssues]
+    return f"{mean:+.1f}" + ("" if np.isnan(low) else f" [{low:+.1f}, {high:+.1f}]")
+
+
+def curved(study: Study, model: str) -> list[tuple[str, str]]:
+    """Methods with a curve, and the setting it is shown at."""
+    found = []
+    for method in in_order(study, model, "reused"):
+        source = DERIVED[method].source if method in DERIVED else method
+        if source not in METHODS or not METHODS[source].curve:
+            continue
+        if method == "wise":
+            found += [(method, "alpha=0.5")]
+        elif source == method and METHODS[method].name:
+            choice = study.chosen(model, "reused", method)
+            found += [(method, choice[1])] if choice else []
+        else:
+            found += [(method, "")]
+    return found
+
+
+def in_order(study: Study, model: str, head: str) -> list[str]:
+    """The methods that have rows, in the order of `LABELS`."""
+    there = study.methods(model, head)
+    return [method for method in LABELS if method in there]
+
+
+def within(runs: Mapping[Pair, Row], x: np.ndarray) -> float:
+    """Standard deviation over the seeds of one pre-trained network, the root of the mean square."""
+    networks = np.array([network for network, _ in runs])
+    parts = [spread(x[networks == n]) for n in set(networks.tolist()) if sum(networks == n) > 1]
+    return float(np.sqrt(np.mean(np.square(parts)))) if parts else float("nan")
+
+
+def _count(runs: Mapping[Pair, Row], method: str) -> str:
+    """Said only where runs are missing."""
+    whole = len(cells.PRETRAIN_SEEDS) * (1 if method == "zero_shot" else len(cells.SEEDS))
+    return "" if len(runs) == whole else f" ({len(runs)} of {whole} runs)"
