@@ -18,12 +18,24 @@ import tpgm_jax
 SHAPES = {"bias": (4,), "dense": (3, 4), "head": (4, 2), "layers": (2, 3, 4)}
 OPTIONS: Any = {"exclude": "head", "axes": {"layers": tpgm_jax.Axes(layers=0)}}
 ADAM = optax.adam(1e-2)
+
+
+def offloaded(tx):
+    """`tx`, of which the host holds what is large."""
+    return tx._replace(init=lambda params: tpgm_jax.offload(tx.init(params)))
+
+
 METHODS = {
     "ftp": lambda: tpgm_jax.ftp(ADAM, **OPTIONS),
     "ftp compact": lambda: tpgm_jax.ftp(ADAM, memory="compact", **OPTIONS),
     "ftp of an anchor handed in": lambda: tpgm_jax.ftp(ADAM, anchor="argument", **OPTIONS),
     "tpgm": lambda: tpgm_jax.tpgm(ADAM, every=3, **OPTIONS),
+    "ftp on the host": lambda: offloaded(tpgm_jax.ftp(ADAM, anchor_dtype="bfloat16", **OPTIONS)),
+    "spd": lambda: tpgm_jax.spd(ADAM, **OPTIONS),
     "project_to_anchor": lambda: optax.chain(ADAM, tpgm_jax.project_to_anchor(0.05, **OPTIONS)),
+    "add_anchor_decay": lambda: optax.chain(
+        tpgm_jax.add_anchor_decay(0.1, importance=ANCHOR, exclude="head"), ADAM
+    ),
 }
 ANCHOR = random_tree(SHAPES, 0, dtype=jnp.float32)
 STEPS = 8
@@ -48,7 +60,7 @@ def make_step(name, tx):
 
 def grads_at(t, name):
     grads = random_tree(SHAPES, seed=100 + t, dtype=jnp.float32)
-    if t == NOT_FINITE and name != "project_to_anchor":  # which learns nothing, and skips nothing
+    if t == NOT_FINITE and name not in ("project_to_anchor", "add_anchor_decay"):  # skip nothing
         grads["bias"] *= jnp.inf
     return grads
 
@@ -87,6 +99,10 @@ def abstract(tree):
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 
+def places(tree):
+    return [x.sharding for x in jax.tree.leaves(tree)]
+
+
 def assert_equal(tree, other):
     assert jax.tree.structure(tree) == jax.tree.structure(other)
     jax.tree.map(np.testing.assert_array_equal, tree, other)
@@ -100,6 +116,8 @@ def test_a_run_resumed_at_any_step_equals_an_uninterrupted_one(name, saved_and_l
         fresh = ANCHOR, METHODS[name]().init(ANCHOR)
         resumed = saved_and_loaded(carries[stop], fresh, tmp_path / str(stop))
         assert_equal(resumed, carries[stop])
+        if saved_and_loaded is orbaxed:  # with what lay on the host there again
+            assert places(resumed) == places(fresh)
         for t in range(stop, STEPS):
             resumed = another_process(resumed, grads_at(t, name), ANCHOR)
         assert_equal(resumed, carries[STEPS])

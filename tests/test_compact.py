@@ -184,9 +184,16 @@ def test_exact_gradient_needs_the_displacement():
         tpgm_jax.ftp(optax.sgd(0.1), exact_gradient=True, memory="compact")
 
 
-def test_a_state_of_the_other_memory_is_refused():
+@pytest.mark.parametrize(
+    ("memory", "other", "message"),
+    [
+        ("compact", "full", r"has shape \(4, 3\), where nothing is expected"),
+        ("full", "compact", r"has nothing, where shape \(4, 3\) is expected"),
+    ],
+)
+def test_a_state_of_the_other_memory_is_refused(memory, other, message):
     params = {"kernel": jnp.ones((4, 3))}
-    state = tpgm_jax.ftp(optax.sgd(0.1)).init(params)
-    tx = tpgm_jax.ftp(optax.sgd(0.1), memory="compact")
-    with pytest.raises(ValueError, match=r"displacement has shape \(4, 3\).*`memory`"):
+    state = tpgm_jax.ftp(optax.sgd(0.1), memory=other).init(params)
+    tx = tpgm_jax.ftp(optax.sgd(0.1), memory=memory)
+    with pytest.raises(ValueError, match=f"its displacement {message}.*`memory`"):
         tx.update(params, state, params)
