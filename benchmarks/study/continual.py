@@ -127,7 +127,7 @@ def run(output: Path, scope: Scope, sizes: Sizes, cache_folder: Path) -> None:
     """Runs what is missing, and appends it."""
     table = Records(output, COLUMNS)
     done = {tuple(row[key] for key in KEYS) for row in table.rows}
-    wanted = [
+    wanted: list[dict[str, Any]] = [
         dict(zip(KEYS, (model, method, rate, RUN[method], seed), strict=True))
         for model in scope.models
         for method in scope.methods
