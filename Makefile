@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 export JAX_PLATFORMS ?=
 
-.PHONY: help demo pod test lint wheel bench bench-scaling bench-compact bench-robustness clean
+.PHONY: help demo pod test lint wheel bench bench-scaling bench-compact bench-robustness bench-tpu clean
 
 help:
 	@echo "make demo   fine-tune on handwritten digits: a table and results/demo/figure.png"
@@ -13,6 +13,7 @@ help:
 	@echo "make test   lint, types, tests, doctests, and the built wheel in an environment of its own"
 	@echo "make lint   ruff and pyright alone"
 	@echo "make bench  what a step costs; make bench-scaling: how that grows"
+	@echo "make bench-tpu  programs for TPU pods, compiled without a TPU"
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
@@ -26,6 +27,9 @@ help:
 
 .venv/pod: .venv/demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pod]'
+# 200 MB, and of use to nothing else; it asks for no other package.
+.venv/tpu: .venv/test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'libtpu==0.0.42.*'
 	touch $@
 
 demo: .venv/demo
@@ -56,6 +60,8 @@ bench-compact: .venv/test
 
 bench-robustness: .venv/test
 	$(BIN)/python -m benchmarks.robustness $(ARGS)
+bench-tpu: .venv/tpu
+	$(BIN)/python -m benchmarks.tpu_compile $(ARGS)
 
 clean:
 	rm -rf .venv results dist build

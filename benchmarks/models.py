@@ -66,14 +66,23 @@ def vit_loss(params: Params, images: jax.Array, labels: jax.Array) -> jax.Array:
     return cross_entropy(normalised(x[:, 0], params["norm/scale"]) + params["norm/bias"], labels)
 
 
-def decoder_loss(params: Params, tokens: jax.Array, targets: jax.Array) -> jax.Array:
-    embedding = params["tokens/embedding"]
+def decoder_loss(
+    params: Params,
+    tokens: jax.Array,
+    targets: jax.Array,
+    dtype: Any = jnp.float32,
+    lay: Callable[[jax.Array], jax.Array] = lambda x: x,
+) -> jax.Array:
+    """Computes in `dtype` whatever the parameters are in; `lay` places what blocks are handed."""
+    embedding = params["tokens/embedding"].astype(dtype)
 
     def block(x, p):
-        return transformer(p, x, causal=True), None
+        # Cast layer by layer: all at once would be a second copy of the parameters.
+        return transformer({k: v.astype(dtype) for k, v in p.items()}, lay(x), causal=True), None
 
-    x, _ = jax.lax.scan(jax.checkpoint(block), embedding[tokens], within(params, "layers"))
-    return cross_entropy(normalised(x, params["norm/scale"]) @ embedding.T, targets)
+    x, _ = jax.lax.scan(jax.checkpoint(block), lay(embedding[tokens]), within(params, "layers"))
+    logits = normalised(lay(x), params["norm/scale"].astype(dtype)) @ embedding.T
+    return cross_entropy(logits.astype(jnp.float32), targets)
 
 
 def resnet_loss(params: Params, images: jax.Array, labels: jax.Array) -> jax.Array:

@@ -32,10 +32,10 @@ def vit_b16() -> Shapes:
     return shapes | {"norm/scale": (768,), "norm/bias": (768,)}
 
 
-def scanned_decoder() -> Shapes:
-    """A decoder of 24 scanned layers, 512 wide: 92 M parameters in 14 tensors."""
-    shapes = named("layers", transformer_block(512, 2048, layers=(24,)))
-    return shapes | {"tokens/embedding": (32000, 512), "norm/scale": (512,)}
+def scanned_decoder(width: int = 512, layers: int = 24) -> Shapes:
+    """A decoder of scanned layers: 92 M parameters in 14 tensors as it is called here."""
+    shapes = named("layers", transformer_block(width, 4 * width, layers=(layers,)))
+    return shapes | {"tokens/embedding": (32000, width), "norm/scale": (width,)}
 
 
 def resnet50() -> Shapes:
