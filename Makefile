@@ -13,7 +13,7 @@ help:
 	@echo "make test   lint, types, tests, doctests, and the built wheel in an environment of its own"
 	@echo "make lint   ruff and pyright alone"
 	@echo "make bench  what a step costs; make bench-scaling: how that grows"
-	@echo "make bench-tpu  programs for TPU pods, compiled without a TPU"
+	@echo "make bench-robustness  the study of docs/study.md; make bench-tpu: programs for TPU pods, compiled"
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
@@ -27,6 +27,8 @@ help:
 
 .venv/pod: .venv/demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pod]'
+	touch $@
+
 # 200 MB, and of use to nothing else; it asks for no other package.
 .venv/tpu: .venv/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'libtpu==0.0.42.*'
@@ -60,6 +62,7 @@ bench-compact: .venv/test
 
 bench-robustness: .venv/test
 	$(BIN)/python -m benchmarks.robustness $(ARGS)
+
 bench-tpu: .venv/tpu
 	$(BIN)/python -m benchmarks.tpu_compile $(ARGS)
 
