@@ -145,6 +145,35 @@ def test_an_anchor_of_fewer_bits_rounds_the_parameters_by_no_more_than_it_says()
     np.testing.assert_allclose(moved["kernel"], params["kernel"], rtol=rounding, atol=1e-8)
 
 
+def test_a_dtype_is_no_schedule_to_inject_hyperparams():
+    params = {"w": jnp.ones(3)}
+    factory: Any
+    for factory in (ftp, tpgm, spd):
+        injected: Any = optax.inject_hyperparams(factory, static_args=tpgm_jax.STATIC_ARGS)
+        state = injected(optax.sgd(0.1), anchor_dtype=jnp.bfloat16).init(params)
+        assert optax.tree.get(state, "anchor")["w"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("memory", ["full", "compact"])
+def test_a_first_step_away_from_the_anchor_tells_the_radii_nothing(memory):
+    params, anchor = numbers(0), numbers(1)
+    tx = ftp(optax.sgd(0.1), memory=memory, anchor="argument")
+    state: Any
+    _, state = jax.jit(tx.update)(params, tx.init(params), params, anchor=anchor)
+    (adam, _) = state.radius_state
+    assert not np.any(adam.mu)
+    assert not np.any(adam.nu)
+
+
+def test_an_initial_radius_of_another_dtype_does_not_change_that_of_the_radii():
+    with jax.enable_x64(True):
+        params = {"w": jnp.ones(3, jnp.float32)}
+        tx = ftp(optax.sgd(0.1), initial_radius=np.float64(0.1))
+        state: Any
+        _, state = tx.update(params, tx.init(params), params)
+        assert state.radii.dtype == jnp.float32
+
+
 def test_an_anchor_keeps_its_dtype_when_it_moves():
     tx = ftp(optax.sgd(0.1), anchor_dtype=jnp.bfloat16)
     moved: Any = tpgm_jax.set_anchor(tx.init({"w": jnp.ones(3)}), {"w": jnp.zeros(3)})

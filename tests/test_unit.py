@@ -1,5 +1,7 @@
 """Radii in units of the anchor: what a unit is, and what it makes radii independent of."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,6 +66,28 @@ def test_a_unit_is_positive_even_where_the_anchor_is_zero(norm):
         for unit in units_of(params, norm).values():
             assert np.all(unit > 0)
             assert np.all(np.isfinite(unit))
+
+
+@each_norm
+def test_a_unit_is_finite_even_where_squares_overflow(norm):
+    for unit in units_of({"kernel": jnp.full((3, 2), 1e25), "bias": jnp.ones(2)}, norm).values():
+        assert np.all(np.isfinite(unit))
+
+
+def test_the_optimizer_of_the_radii_starts_in_the_unit_that_it_is_handed():
+    # It remembers where it started, and moves the radii back there.
+    def back(updates: Any, state: Any, params: Any = None) -> Any:
+        del updates
+        return state - params, state
+
+    memory = optax.GradientTransformation(lambda params: params, back)
+    params = {"kernel": jnp.full((3, 2), 4.0)}  # rows of 12
+    tx = ftp(optax.sgd(0.1), radius_optimizer=memory, unit="anchor", initial_radius=0.5)
+    step, state = make_step(tx), tx.init(params)
+    moved = params
+    for _ in range(3):
+        moved, state = step(moved, state, {"kernel": jnp.full((3, 2), -100.0)})
+    assert tpgm_jax.radii(state, params)["kernel"] == pytest.approx(6.0, rel=1e-6)
 
 
 @each_norm

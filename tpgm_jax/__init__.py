@@ -32,6 +32,6 @@ from tpgm_jax._axes import Axes as Axes  # isort: skip
 
 # Parameters that may be functions and yet are no schedules: for `optax.inject_hyperparams`, of
 # every transformation but `add_anchor_decay`, which has no `axes`.
-STATIC_ARGS = ("exclude", "axes")
+STATIC_ARGS = ("exclude", "axes", "anchor_dtype")
 
 __version__ = version("tpgm-jax")

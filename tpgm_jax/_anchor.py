@@ -19,7 +19,7 @@ def held(
     params: optax.Params, layout: Layout, source: str, dtype: jax.typing.DTypeLike | None = None
 ) -> optax.Params:
     """What the state keeps of an anchor of this source, in `dtype` or that of each leaf."""
-    return copied(params, layout, dtype) if source == "init" else empties(params)
+    return copied(params, layout, dtype) if source == "init" else holes(params)
 
 
 def used(
@@ -98,7 +98,7 @@ def zeros(params: optax.Params, layout: Layout) -> optax.Params:
     return _mapped(lambda leaf: jnp.zeros_like(leaf, jnp.result_type(leaf)), params, layout)
 
 
-def empties(params: optax.Params) -> optax.Params:
+def holes(params: optax.Params) -> optax.Params:
     """Nothing for any leaf, under the names of all."""
     return jax.tree.map(lambda _: Nothing(), params)
 

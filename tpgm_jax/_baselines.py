@@ -117,7 +117,7 @@ def add_anchor_decay(
 
     def init_fn(params: optax.Params) -> AnchorDecayState:
         parts = layout(params, exclude)
-        factors = _anchor.empties(params)
+        factors = _anchor.holes(params)
         if importance is not None:
             remedy = "give a factor for every weight"
             factors = _anchor.matched(importance, params, parts, "`importance`", remedy)

@@ -49,8 +49,9 @@ class FTPState(NamedTuple):
             with `memory="compact"`.
         layers: int32, for each leaf how many layers it stacks; 0: it is not stacked;
             -1: it is not constrained. For `tpgm_jax.radii`.
-        skipped: updates that were not made, as the gradient was not finite, or that left the radii
-            alone, as their moments would have overflown; int32 of shape `()`.
+        skipped: updates that were not made, as the gradient or its product with the displacement
+            was not finite, or that left the radii alone, as their moments would have
+            overflown; int32 of shape `()`.
     """
 
     step: jax.typing.ArrayLike
@@ -132,10 +133,11 @@ def ftp(
             which axes index rows, and which index stacked layers. The default reads
             Flax's names and shapes, and knows of no stacked layers.
         unit: in what `radius_optimizer` measures radii. "norm": the norm itself, as published.
-            "anchor": the size `U` of the anchor in that norm, for kernels the mean of `N(W0)` over
-            rows, and for a bias or scale of `n` numbers `n` times the mean of `|W0|` over all
-            kernels. It is then handed `r / U` and the gradient in that, so that a step of 1e-2 is a
-            hundredth of the weights, whatever their number. `radii` are in units of the norm.
+            "anchor": the size `U` of the anchor in that norm, for tensors with row axes the mean of
+            `N(W0)` over rows ("l2": `N(W0)`), and for a bias or scale of `n` numbers what `n`
+            typical weights of those have. It is then handed `r / U` and the gradient in that,
+            so that a step of 1e-2 is a hundredth of the weights, whatever their number. `radii`
+            are in units of the norm all the same. Not for `anchor="zero"`.
         initial_radius: radius at the first step, in `unit`. Positive.
         exact_gradient: take `h` over the rows outside the ball alone, where the previous
             projection depended on the radius. The published method sums over all rows.
@@ -201,7 +203,7 @@ def ftp(
             anchor=_anchor.held(params, parts, anchor, anchor_dtype),
             radii=radii,
             radius_state=radius_base.init(radii),
-            displacement=_anchor.zeros(params, parts) if full else _anchor.empties(params),
+            displacement=_anchor.zeros(params, parts) if full else _anchor.holes(params),
             layers=jnp.array(parts.layers, jnp.int32),
             skipped=jnp.zeros([], jnp.int32),
         )
@@ -245,11 +247,13 @@ def ftp(
         w_plus_u = candidate(base_updates, params, whole_w0, parts, norm, d)
 
         push = jnp.where(push > 0, (k(state.step) if callable(k) else k) * push, push)
-        initial = initial_radius * scale
+        # The compact memory takes any displacement for a projected one, even the first.
+        push = jnp.where(first, 0.0, push)
+        initial = jnp.asarray(initial_radius, dtype) * scale
         learned, radius_state, taken = _radii.descend(
             radius_base,
             push.astype(dtype),
-            _radii.where_first(first, radius_base.init(initial), state.radius_state),
+            _radii.where_first(first, radius_base.init(initial / scale), state.radius_state),
             jnp.where(first, initial, state.radii),
             scale,
         )

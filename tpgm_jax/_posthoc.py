@@ -118,7 +118,9 @@ def fit_radii(
     # Arguments, not closures: a model caught in a closure is a constant of the program.
     @jax.jit
     def start(params, anchor):
-        return tuned(params, anchor).smallest(dtype) / 2
+        w = tuned(params, anchor)
+        radii = w.smallest(dtype) / 2
+        return radii, optimizer.init(radii / units(unit, w.w0, parts, norm, dtype))
 
     @jax.jit
     def radius_step(radii, state, params, anchor, batch):
@@ -140,8 +142,7 @@ def fit_radii(
         r = w.clip(radii)
         return optax.apply_updates(params, w.project(r)), _radii.gather(r, parts, dtype)
 
-    radii = start(params, anchor)
-    state, losses = optimizer.init(radii), []
+    (radii, state), losses = start(params, anchor), []
     for batch in batches:
         radii, state, loss = radius_step(radii, state, params, anchor, batch)
         losses.append(loss)

@@ -62,8 +62,8 @@ def spd(
 
     With `<g, d> > 0` the loss falls towards the anchor. If the step leads further away all
     the same, a strength of 1 ends it at the distance where it began. All other steps, the
-    first one among them, are the base optimizer's. Nothing is learned, and each step needs
-    one inner product and two norms of each tensor.
+    first one among them if it starts at the anchor, are the base optimizer's. Nothing is learned,
+    and each step needs one inner product and two norms of each tensor.
 
     A small step of plain gradient descent goes the way of `-g`, and so towards the anchor
     whenever `<g, d> > 0`: `spd` hardly ever acts then. It needs a base optimizer with
@@ -148,7 +148,7 @@ def spd(
             where(finite, updates, 0.0), state.base_state, params, **extra_args
         )
         u = finite_or_zero(finite, parts.select(base_updates))
-        c = [x + y for x, y in zip(d, u, strict=True)]
+        c = [x + y.astype(x.dtype) for x, y in zip(d, u, strict=True)]
         after = [norms(*leaf, "l2") for leaf in zip(c, parts.tensors, strict=True)]
         now = strength(state.step) if callable(strength) else strength
         leaves = zip(slopes, before, after, strict=True)

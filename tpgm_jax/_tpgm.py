@@ -225,9 +225,10 @@ def tpgm(
             return jax.lax.fori_loop(0, steps, radius_step, carry)
 
         first, before = state.step == 0, jnp.asarray(state.skipped)
+        radii = jnp.where(first, w_plus_u.smallest(dtype) / 2, state.radii)
         start = (
-            jnp.where(first, w_plus_u.smallest(dtype) / 2, state.radii),
-            _radii.where_first(first, radius_base.init(state.radii), state.radius_state),
+            radii,
+            _radii.where_first(first, radius_base.init(radii / scale), state.radius_state),
             before,
         )
         if isinstance(every, int) and every == 1:

@@ -46,4 +46,5 @@ def units(
         own = (x / rows) ** (1 / power)
         usual = jnp.full_like(own, (count * mean) ** (1 / power))
         found.append(jnp.where(own > 0, own, usual) if tensor.rows else usual)
-    return _radii.gather(found, layout, dtype)
+    # Squares of an anchor overflow from 1e19; an infinite unit would never let a step be made.
+    return jnp.minimum(_radii.gather(found, layout, dtype), jnp.finfo(dtype).max)
