@@ -79,11 +79,13 @@ def test_a_step_takes_four_all_reduces_of_norms_and_nothing_else(tx, kind):
     assert largest <= 3 * 128
 
 
-@each_method
-def test_their_number_does_not_grow_with_the_leaves(tx):
+@pytest.mark.parametrize("name", ["ftp", "ftp by anchor", "ftp compact l2", "spd"])
+def test_their_number_does_not_grow_with_the_leaves(name):
     # Where kernels lie in different ways, each of the three stages (hyper-gradients, norms, largest
     # norms) sums over up to three sets of devices: along either axis, or both.
-    few, many = (collectives(tx, AxisType.Auto, blocks, mixed=True)[0] for blocks in (1, 4))
+    few, many = (
+        collectives(METHODS[name], AxisType.Auto, blocks, mixed=True)[0] for blocks in (1, 4)
+    )
     assert few == many
     assert set(many) == {"all-reduce"}
     assert many["all-reduce"] <= 9

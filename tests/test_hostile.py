@@ -208,8 +208,15 @@ def test_huge_and_tiny_numbers_stay_finite_and_inside_the_ball(make, scale, size
 LONG, SMALL = 100_000, {"kernel": (3, 2), "bias": (2,)}
 
 
-@each_ball
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [
+        *((make, jnp.float32) for make in BALLS.values()),
+        (METHODS["ftp"], jnp.bfloat16),
+        (METHODS["ftp compact"], jnp.bfloat16),
+    ],
+    ids=[*BALLS, "ftp, bfloat16", "ftp compact, bfloat16"],
+)
 def test_a_hundred_thousand_steps_stay_in_the_ball_and_then_stand_still(make, dtype):
     anchor = random_tree(SMALL, 0, dtype=dtype)
     tx = make(optax.sgd(0.1, momentum=0.9))

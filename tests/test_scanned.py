@@ -20,7 +20,6 @@ LAYERS, WIDTH, VOCABULARY = 2, 8, 11
 ADAM = optax.adam(0.1, eps=1e-3)
 METHODS = {
     "ftp": lambda axes: ftp(ADAM, axes=axes),
-    "ftp compact l2": lambda axes: ftp(ADAM, memory="compact", norm="l2", axes=axes),
     "tpgm by anchor": lambda axes: tpgm(ADAM, every=2, unit="anchor", axes=axes),
 }
 pytestmark = pytest.mark.usefixtures("x64")
