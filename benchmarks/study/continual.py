@@ -10,7 +10,7 @@ tasks but the last, of the accuracy right after the task minus that in the end.
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -78,7 +78,7 @@ def programs(model: str, method: str, steps: int) -> Any:
     return start, jax.jit(train), jax.jit(apply)
 
 
-def learn(run: dict[str, Any], sizes: Sizes, cache_folder: Path) -> dict[str, Any]:
+def learn(run: Mapping[str, Any], sizes: Sizes, cache_folder: Path) -> dict[str, Any]:
     """One run through all tasks, as a row."""
     steps = max(sizes.steps // len(TASKS), 1)
     start, train, logits = programs(run["model"], run["method"], steps)
@@ -97,9 +97,8 @@ def learn(run: dict[str, Any], sizes: Sizes, cache_folder: Path) -> dict[str, An
         after.append([right(logits, params, task) for task in TASKS])
     told, untold = (np.array([[x[i] for x in row] for row in after]) for i in (1, 0))
     measured = [*summary(untold), *summary(told)]
-    return (
-        run | {"seconds": time.perf_counter() - began} | dict(zip(MEASURED, measured, strict=True))
-    )
+    seconds = time.perf_counter() - began
+    return {**run, "seconds": seconds, **dict(zip(MEASURED, measured, strict=True))}
 
 
 def of_task(split: Split, task: tuple[int, int]) -> Split:
@@ -126,7 +125,6 @@ def summary(accuracy: np.ndarray) -> tuple[float, float]:
 def run(output: Path, scope: Scope, sizes: Sizes, cache_folder: Path) -> None:
     """Runs what is missing, and appends it."""
     table = Records(output, COLUMNS)
-    done = {tuple(row[key] for key in KEYS) for row in table.rows}
     wanted: list[dict[str, Any]] = [
         dict(zip(KEYS, (model, method, rate, RUN[method], seed), strict=True))
         for model in scope.models
@@ -134,12 +132,7 @@ def run(output: Path, scope: Scope, sizes: Sizes, cache_folder: Path) -> None:
         for rate in scope.rates
         for seed in scope.seeds
     ]
-    missing = [
-        x
-        for x in wanted
-        if tuple(f"{v:g}" if isinstance(v, float) else str(v) for v in x.values()) not in done
-    ]
-    for one in tqdm(missing, desc="continual"):
+    for one in tqdm(table.missing(wanted, KEYS), desc="continual"):
         table.append([learn(one, sizes, cache_folder)])
     table.close()
 

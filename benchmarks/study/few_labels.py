@@ -25,6 +25,8 @@ from benchmarks.study.selection import chosen
 from benchmarks.study.sets import DATA_SEED, sets
 from examples.digits.data import Split, generator
 
+TABLE = ("labels", *COLUMNS)
+
 # Of the thousand; the same number of each class.
 LABELS = (10, 100)
 
@@ -60,7 +62,7 @@ def labelled(count: int, seed: int) -> Split:
 
 def run(output: Path, study: Path, scope: Scope, sizes: Sizes, cache: Path) -> None:
     """Runs what is missing, and appends it."""
-    table = Records(output, ("labels", *COLUMNS))
+    table = Records(output, TABLE)
     done = {(int(row["labels"]), cell(row)) for row in table.rows}
     known = {}
     if study.exists():

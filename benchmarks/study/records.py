@@ -45,6 +45,13 @@ class Records:
         self._write(new)
         self.rows += new
 
+    def missing(
+        self, wanted: Iterable[Mapping[str, Any]], keys: Sequence[str]
+    ) -> list[Mapping[str, Any]]:
+        """Those of `wanted` whose `keys` no row has yet."""
+        done = {tuple(row[key] for key in keys) for row in self.rows}
+        return [one for one in wanted if tuple(text(one[key]) for key in keys) not in done]
+
     def close(self) -> None:
         self.file.close()
 

@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.study import cells, figures, plan, tables
+from benchmarks.study import cells, figures, plan, scenarios, tables
 from benchmarks.study.cells import COLUMNS
 from benchmarks.study.records import read
 from benchmarks.study.runs import RADII_COLUMNS
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         drawn["radii"] = figures.radii(rows)
     for name, picture in drawn.items():
         write_whole(pictures / f"{name}.png", lambda file, p=picture: p.savefig(file, format="png"))
-    made = "\n\n".join([*sections(study, options.final), *_shown(drawn, pictures.name)])
+    further = scenarios.sections(options.input, shown)
+    made = "\n\n".join([*sections(study, options.final), *further, *_shown(drawn, pictures.name)])
     page = options.page.read_text()
     before, _, rest = page.partition(START)
     after = rest.partition(END)[2]

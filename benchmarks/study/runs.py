@@ -1,6 +1,5 @@
 """Carrying out jobs: from a plan's jobs of one program to rows."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from benchmarks.study.methods import HEAD
 from benchmarks.study.plan import Job
 from benchmarks.study.pretraining import Sizes
 from benchmarks.study.sets import DATA_SEED, sets
-from benchmarks.study.training import Start, fitter, tester, trainer
+from benchmarks.study.training import Start, fitter, tester, timed, trainer
 from examples.digits.data import Split, generator
 from examples.digits.training import shuffled
 
@@ -24,8 +23,6 @@ from examples.digits.training import shuffled
 PROBE_RATE = 3e-3
 
 RADII_COLUMNS = (*KEYS, "tensor", "radius")
-
-_compiled: dict[Any, Any] = {}
 
 
 class Outcome(NamedTuple):
@@ -73,7 +70,7 @@ def perform(
     wanted = [cell for job in jobs for cell in job.wanted]
     if any(cell.method == "tpgm_posthoc" for cell in wanted):
         fit, radius = fitter(model, head, sizes.radius_steps), sets().radius
-        (fitted, _), seconds = _timed(fit, finished.params, anchor, radius)
+        (fitted, _), seconds = timed(fit, finished.params, anchor, radius)
         outcomes["tpgm_posthoc"] = (fitted, spent + seconds / len(runs))
     exclude = None if head == "reused" else HEAD
     for text in {cell.setting for cell in wanted if cell.method == "wise"}:
@@ -109,17 +106,7 @@ def _start(runs: list[Cell], anchor: Any, sizes: Sizes, directory: Path, example
 
 
 def _train(model: str, head: str, method: str, start: Start, train: Split) -> tuple[Any, float]:
-    return _timed(trainer(model, head, method), start, train, sets().radius)
-
-
-def _timed(program: Any, *args: Any) -> tuple[Any, float]:
-    """What it returns, and the seconds that takes once compiled."""
-    shapes = tuple(x.shape for x in jax.tree.leaves(args))
-    if (program, shapes) not in _compiled:
-        _compiled[program, shapes] = program.lower(*args).compile()
-    started = time.perf_counter()
-    outcome = jax.block_until_ready(_compiled[program, shapes](*args))
-    return outcome, time.perf_counter() - started
+    return timed(trainer(model, head, method), start, train, sets().radius)
 
 
 def _rows(jobs: Sequence[Job], outcomes: dict[str, tuple[Any, float]]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ Runs are stacked and trained by `vmap`: on a GPU many, on CPU one, as there a ba
 takes as long as its parts. All that tells runs of a method apart is an argument.
 """
 
+import time
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from benchmarks.study.models import network
 from benchmarks.study.sets import sets
 from examples.digits.data import Split
 from examples.digits.models import Apply, cross_entropy
+
+_compiled: dict[Any, Any] = {}
 
 
 class Start(NamedTuple):
@@ -147,3 +150,13 @@ def tester(model: str) -> Any:
         ]
 
     return test
+
+
+def timed(program: Any, *args: Any) -> tuple[Any, float]:
+    """What it returns, and the seconds that takes once compiled."""
+    shapes = tuple(x.shape for x in jax.tree.leaves(args))
+    if (program, shapes) not in _compiled:
+        _compiled[program, shapes] = program.lower(*args).compile()
+    started = time.perf_counter()
+    outcome = jax.block_until_ready(_compiled[program, shapes](*args))
+    return outcome, time.perf_counter() - started

@@ -1,0 +1,104 @@
+"""Tables of the further scenarios, each from the CSV that its program writes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.study import cells, continual, few_labels, segmentation
+from benchmarks.study.records import read
+from benchmarks.study.summary import Groups
+from benchmarks.study.tables import LABELS, MODEL_LABELS, markdown
+
+Row = Mapping[str, str]
+
+
+def sections(study: Path, shown: Groups) -> list[str]:
+    """Headings and tables of those scenarios that have been run, whose files lie beside `study`."""
+    made = []
+    for name, columns, table in (
+        ("few_labels", few_labels.TABLE, lambda rows: of_few_labels(rows, shown)),
+        ("continual", continual.COLUMNS, of_tasks),
+        ("segmentation", segmentation.COLUMNS, lambda rows: of_pixels(rows, shown)),
+    ):
+        path = study.with_name(f"{study.stem}_{name}.csv")
+        rows = read(path, columns) if path.exists() else []
+        if rows:
+            made += table(rows)
+    return made
+
+
+def of_few_labels(rows: Sequence[Row], shown: Groups) -> list[str]:
+    """ID / OOD by number of labels."""
+    made = ["### Few labels", "ID / OOD, at the setting that was chosen with all 1000 labels:"]
+    counts = sorted({int(row["labels"]) for row in rows})
+    sets = overall(shown)
+    header = ["model", "method", *(f"{count} labels" for count in counts), "runs each"]
+    lines = []
+    for model in cells.MODELS:
+        for method in LABELS:
+            found = [
+                [x for x in rows if (x["model"], x["method"], x["labels"]) == (model, method, n)]
+                for n in map(str, counts)
+            ]
+            if any(found):
+                numbers = [f"{mean(x, ['id'])} / {mean(x, sets)}" if x else "" for x in found]
+                runs = str(min(len(x) for x in found))
+                lines.append([MODEL_LABELS[model], LABELS[method], *numbers, runs])
+    return [*made, markdown(header, lines)]
+
+
+def of_tasks(rows: Sequence[Row]) -> list[str]:
+    """Accuracy and forgetting by learning rate: there is no validation to choose one by."""
+    made = [
+        "### Continual learning",
+        "Five tasks of two classes one after another. Mean accuracy on all tasks in the end / "
+        "forgetting, by learning rate; first when nobody tells the network which task an image "
+        "is of, then when somebody does:",
+    ]
+    rates = [f"{rate:g}" for rate in continual.RATES]
+    header = ["model", "method", *rates, *(f"{rate}, told" for rate in rates)]
+    lines = []
+    for model in cells.MODELS:
+        for method in LABELS:
+            mine = [row for row in rows if (row["model"], row["method"]) == (model, method)]
+            if mine:
+                numbers = [
+                    pair([x for x in mine if x["learning_rate"] == rate], prefix)
+                    for prefix in ("", "told_")
+                    for rate in rates
+                ]
+                lines.append([MODEL_LABELS[model], LABELS[method], *numbers])
+    return [*made, markdown(header, lines)]
+
+
+def of_pixels(rows: Sequence[Row], shown: Groups) -> list[str]:
+    """ID / OOD by learning rate."""
+    made = [
+        "### Dense prediction",
+        "A small U-net that names each pixel's digit or the background; mean intersection over "
+        "union, ID / OOD, by learning rate:",
+    ]
+    rates, sets = [f"{rate:g}" for rate in segmentation.RATES], overall(shown)
+    lines = []
+    for method in LABELS:
+        mine = [row for row in rows if row["method"] == method]
+        if mine:
+            at = [[x for x in mine if x["learning_rate"] == rate] for rate in rates]
+            numbers = [f"{mean(x, ['id'])} / {mean(x, sets)}" if x else "" for x in at]
+            lines.append([LABELS[method], *numbers])
+    return [*made, markdown(["method", *rates], lines)]
+
+
+def overall(shown: Groups) -> tuple[str, ...]:
+    return next(sets for name, sets in shown.means.items() if name.startswith("OOD"))
+
+
+def mean(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """Over rows and columns."""
+    return f"{np.mean([[float(row[x]) for x in columns] for row in rows]):.1f}"
+
+
+def pair(rows: Sequence[Row], prefix: str) -> str:
+    names = {"": ("accuracy", "forgetting"), "told_": ("told", "told_forgetting")}[prefix]
+    return " / ".join(mean(rows, [name]) for name in names) if rows else ""

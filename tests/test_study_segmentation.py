@@ -1,0 +1,86 @@
+"""The study's dense prediction: masks, their measure, and a rehearsal."""
+
+import csv
+from functools import partial
+
+import numpy as np
+import pytest
+
+from benchmarks.study import cells, segmentation
+from benchmarks.study.models import MODELS, UNet
+from benchmarks.study.pretraining import FAST
+from benchmarks.study.sets import sets
+from examples.digits.data import generator
+
+
+def inside(name):
+    """Where a test set's masks are, and the labels that they hold there."""
+    images, classes = segmentation.tested()[name]
+    return images, classes, classes != segmentation.BACKGROUND
+
+
+@pytest.mark.parametrize("name", ["id", *cells.SHIFTS, *cells.NEW_SHIFTS])
+def test_a_mask_holds_the_label_of_its_image_and_is_as_large_as_a_digit(name):
+    images, classes, digit = inside(name)
+    labels = sets().tested["id"].labels
+    assert images.shape == classes.shape == (500, 16, 16)
+    np.testing.assert_array_equal(classes, np.where(digit, labels[:, None, None], 10))
+    assert np.all(digit.mean(axis=(1, 2)) > 0.02)
+    assert 0.15 < digit.mean() < 0.5
+
+
+def test_masks_go_with_the_ink():
+    clean, _, unmoved = inside("id")
+    np.testing.assert_array_equal(unmoved, clean > 0.5)
+    for name in ("invert", "noise", "occlude", "jpeg", "dots"):
+        np.testing.assert_array_equal(inside(name)[2], unmoved)
+    for name in ("rotate", "shift", "elastic", "fonts", "outlines"):
+        images, _, moved = inside(name)
+        np.testing.assert_array_equal(moved, images > 0.5)
+        assert np.any(moved != unmoved)
+    # Ink of more than a half covers a photograph at least as much.
+    for name in ("photo", "fonts_photo"):
+        images, _, covered = inside(name)
+        assert images[covered].min() > 0.5
+    assert np.any(inside("fonts_photo")[2] != inside("fonts")[2])
+
+
+def test_masks_of_the_pre_training_set_show_where_its_images_have_ink():
+    split = segmentation.rendered(generator(0, "masks"), 400)
+    digit = split.labels != segmentation.BACKGROUND
+    assert 0.1 < digit.mean() < 0.6
+    # On plain paper, pixels differ from the corner's grey mostly inside: of those that differ by a
+    # quarter, nearly all are the mask's or its blurred edge's. Half of the images lie on paper.
+    difference = np.abs(split.images - split.images[:, :1, :1]) > 0.25
+    share = [
+        (differs & mask).sum() / max(mask.sum(), 1)
+        for differs, mask in zip(difference, digit, strict=True)
+    ]
+    assert np.median(share) > 0.8
+
+
+def test_mean_iou_is_that_of_a_hand_computation():
+    classes = np.array([[0, 0, 10], [10, 10, 1]])
+    predicted = np.array([[0, 10, 10], [10, 1, 1]])
+    # 0: 1 of 2; 1: 1 of 2; the background: 2 of 4; other classes are not there.
+    assert segmentation.mean_iou(predicted, classes) == pytest.approx(0.5)
+    assert segmentation.mean_iou(classes, classes) == 1
+
+
+def test_a_rehearsal_has_a_row_for_each_method_and_goes_on(tmp_path, monkeypatch):
+    # Of two widths it compiles in half the time.
+    monkeypatch.setitem(MODELS, "unet", partial(UNet, widths=(4, 8)))
+
+    def rehearse(*methods):
+        scope = segmentation.Scope(methods=methods, rates=(1e-3,), seeds=(0,))
+        segmentation.run(tmp_path / "rows.csv", scope, FAST, tmp_path / "cache")
+        with (tmp_path / "rows.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    first = rehearse("finetune")
+    assert [row["method"] for row in first] == ["finetune", "wise"]
+    rows = rehearse("finetune", "ftp")
+    assert rows[:2] == first
+    assert rows[2]["method"] == "ftp"
+    assert all(0 < float(row["id"]) < 100 for row in rows)
+    assert len({row["id"] for row in rows}) == 3
