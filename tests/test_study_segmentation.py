@@ -1,15 +1,14 @@
 """The study's dense prediction: masks, their measure, and a rehearsal."""
 
 import csv
-from functools import partial
 
 import numpy as np
 import pytest
 
 from benchmarks.study import cells, segmentation
-from benchmarks.study.models import MODELS, UNet
 from benchmarks.study.pretraining import FAST
 from benchmarks.study.sets import sets
+from benchmarks.study.unet import UNet
 from examples.digits.data import generator
 
 
@@ -69,7 +68,7 @@ def test_mean_iou_is_that_of_a_hand_computation():
 
 def test_a_rehearsal_has_a_row_for_each_method_and_goes_on(tmp_path, monkeypatch):
     # Of two widths it compiles in half the time.
-    monkeypatch.setitem(MODELS, "unet", partial(UNet, widths=(4, 8)))
+    monkeypatch.setattr(segmentation, "NETWORK", UNet(widths=(4, 8)))
 
     def rehearse(*methods):
         scope = segmentation.Scope(methods=methods, rates=(1e-3,), seeds=(0,))

@@ -1,4 +1,4 @@
-"""The networks: an MLP, a conv net with GroupNorm, a small vision transformer, and a U-net.
+"""The three networks: an MLP, a conv net with GroupNorm, a small vision transformer.
 
 Many runs are trained at once, each with weights of its own, and XLA on CPU is slow at that
 with convolutions: they become grouped ones, and those in a loop run on one core. So a
@@ -120,32 +120,7 @@ class ViT(nn.Module):
         return nn.Dense(self.classes, name="head")(nn.LayerNorm(name="norm")(x).mean(axis=1))
 
 
-class UNet(nn.Module):
-    """A class for each pixel, of which the background is one more: `[n, 16, 16, classes + 1]`.
-
-    Down to 4x4 and up again by repetition, with what was seen on the way down put beside.
-    """
-
-    widths: Sequence[int] = (16, 32, 64)
-    classes: int = 10
-
-    @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        def layer(x: jax.Array, width: int, stride: int, name: str) -> jax.Array:
-            x = Conv(width, stride, name=f"conv_{name}")(x)
-            return nn.relu(nn.GroupNorm(4, name=f"norm_{name}")(x))
-
-        x, seen = images[..., None], []
-        for i, width in enumerate(self.widths):
-            x = layer(x, width, 2 if i else 1, f"down_{i}")
-            seen.append(x)
-        for i in reversed(range(len(self.widths) - 1)):
-            x = x.repeat(2, axis=1).repeat(2, axis=2)
-            x = layer(jnp.concatenate([x, seen[i]], axis=-1), self.widths[i], 1, f"up_{i}")
-        return nn.Dense(self.classes + 1, name="head")(x)
-
-
-MODELS = {"mlp": MLP, "conv": ConvNet, "vit": ViT, "unet": UNet}
+MODELS = {"mlp": MLP, "conv": ConvNet, "vit": ViT}
 
 
 def network(model: str, classes: int = 10) -> nn.Module:

@@ -11,7 +11,8 @@ import numpy as np
 import tpgm_jax
 from benchmarks.study import pretraining
 from benchmarks.study.cells import KEYS, NEW_SHIFTS, SHIFTS, Cell, value
-from benchmarks.study.methods import HEAD
+from benchmarks.study.methods import HEAD, METHODS
+from benchmarks.study.models import network
 from benchmarks.study.plan import Job
 from benchmarks.study.pretraining import Sizes
 from benchmarks.study.sets import DATA_SEED, sets
@@ -46,15 +47,11 @@ def perform(
     train = train or sets().train
     runs = [job.trained for job in jobs]
     model, head, method = runs[0][:3]
-    anchors = [
-        pretraining.anchor(model, head, run.pretrain_seed, run.seed, sizes, directory)
-        for run in runs
-    ]
-    anchor = jax.tree.map(lambda *x: jnp.stack(x), *anchors)
+    anchor = anchors(runs, sizes, directory)
     if method == "zero_shot":
         return Outcome(_rows(jobs, {"zero_shot": (anchor, 0.0)}), [])
 
-    start = _start(runs, anchor, sizes, directory, len(train.labels))
+    start = start_of(runs, anchor, sizes, directory, len(train.labels))
     spent = 0.0
     if method == "lpft":
         probe = start._replace(rate=jnp.full(len(runs), PROBE_RATE))
@@ -79,8 +76,19 @@ def perform(
     return Outcome(_rows(jobs, outcomes), _radii(runs, finished))
 
 
-def _start(runs: list[Cell], anchor: Any, sizes: Sizes, directory: Path, examples: int) -> Start:
-    """The runs' beginnings, stacked."""
+def anchors(runs: Sequence[Cell], sizes: Sizes, directory: Path) -> Any:
+    """The pre-trained networks of runs of one model and head, stacked."""
+    trees = [
+        pretraining.anchor(run.model, run.head, run.pretrain_seed, run.seed, sizes, directory)
+        for run in runs
+    ]
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
+
+
+def start_of(
+    runs: Sequence[Cell], anchor: Any, sizes: Sizes, directory: Path, examples: int
+) -> Start:
+    """The beginnings of runs of one method, stacked."""
     model, _, method = runs[0][:3]
 
     def orders(purpose: str, examples: int) -> np.ndarray:
@@ -106,12 +114,12 @@ def _start(runs: list[Cell], anchor: Any, sizes: Sizes, directory: Path, example
 
 
 def _train(model: str, head: str, method: str, start: Start, train: Split) -> tuple[Any, float]:
-    return timed(trainer(model, head, method), start, train, sets().radius)
+    return timed(trainer(network(model), head, METHODS[method]), start, train, sets().radius)
 
 
 def _rows(jobs: Sequence[Job], outcomes: dict[str, tuple[Any, float]]) -> list[dict[str, Any]]:
     """Tests what the jobs ask for."""
-    test = tester(jobs[0].trained.model)
+    test = tester(jobs[0].trained.model, SHIFTS + NEW_SHIFTS)
     tested: dict[str, list[dict[str, float]]] = {}
     rows = []
     for i, job in enumerate(jobs):

@@ -25,12 +25,13 @@ from tqdm import tqdm
 
 import tpgm_jax
 from benchmarks.robustness import CACHE, OUTPUT, ROOT
-from benchmarks.study import cells, models
-from benchmarks.study.models import network
+from benchmarks.study import cells, models, unet
+from benchmarks.study.methods import METHODS
 from benchmarks.study.pretraining import FAST, Sizes
 from benchmarks.study.records import Records
 from benchmarks.study.sets import DATA_SEED, sets
 from benchmarks.study.training import Start, timed, trainer
+from benchmarks.study.unet import UNet
 from examples.digits import glyphs, printed, shifts, storage, warps
 from examples.digits.data import Split, generator
 from examples.digits.glyphs import DIGITS, PRETRAINING_FONTS, STYLES
@@ -40,6 +41,7 @@ from examples.digits.training import shuffled
 KEYS = ("method", "learning_rate", "setting", "pretrain_seed", "seed")
 COLUMNS = (*KEYS, "seconds", "id", *cells.SHIFTS, *cells.NEW_SHIFTS)
 
+NETWORK = UNet()
 CLASSES = len(DIGITS) + 1
 BACKGROUND = len(DIGITS)
 RATES = (1e-3, 3e-3, 1e-2)
@@ -94,7 +96,7 @@ def rendered(rng: np.random.Generator, count: int) -> Split:
 
 def pretrained(seed: int, sizes: Sizes, directory: Path) -> optax.Params:
     """The network before fine-tuning; from `directory` the second time."""
-    settings, net = sizes.pretraining, network("unet")
+    settings = sizes.pretraining
 
     def train() -> storage.Arrays:
         rng = generator(seed, "segmentation")
@@ -108,19 +110,19 @@ def pretrained(seed: int, sizes: Sizes, directory: Path) -> optax.Params:
 
         @jax.jit
         def step(params: Any, state: Any, images: Any, classes: Any) -> Any:
-            grads = jax.grad(lambda p: cross_entropy(net.apply, p, images, classes))(params)
+            grads = jax.grad(lambda p: cross_entropy(NETWORK.apply, p, images, classes))(params)
             updates, state = tx.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
-        params: Any = net.init(jax.random.key(seed), split[0][:1])
+        params: Any = NETWORK.init(jax.random.key(seed), split[0][:1])
         state = tx.init(params)
         for batch in tqdm(rows, desc="pre-training", unit="step"):
             params, state = step(params, state, *(x[batch] for x in split))
         flat = flatten_dict(jax.tree.map(np.asarray, params), sep="/")
         return {str(path): array for path, array in flat.items()}
 
-    depends = {"network": repr(net), "seed": seed, "pretraining": repr(settings)}
-    modules = (models, glyphs, printed, warps)
+    depends = {"network": repr(NETWORK), "seed": seed, "pretraining": repr(settings)}
+    modules = (models, unet, glyphs, printed, warps)
     flat = storage.cached(directory, "segmentation", depends, modules, train)
     return unflatten_dict(flat, sep="/")
 
@@ -146,7 +148,7 @@ def learn(run: Mapping[str, Any], sizes: Sizes, directory: Path) -> list[dict[st
         importance=jnp.float32(0),
     )
     one = jax.tree.map(lambda x: jnp.asarray(x)[None], start)
-    program = trainer("unet", "reused", run["method"])
+    program = trainer(NETWORK, "reused", METHODS[run["method"]])
     finished, seconds = timed(program, one, train, held_out)
     params = jax.tree.map(lambda x: x[0], finished.params)
     made = [dict(run) | {"seconds": seconds} | accuracy(params)]
@@ -167,7 +169,7 @@ def accuracy(params: optax.Params) -> dict[str, float]:
 
 @cache
 def _predict() -> Any:
-    apply: Apply = network("unet").apply
+    apply: Apply = NETWORK.apply
     return jax.jit(lambda params, images: jnp.argmax(apply(params, images), axis=-1))
 
 

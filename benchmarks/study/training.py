@@ -8,13 +8,14 @@ import time
 from functools import cache
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import tpgm_jax
-from benchmarks.study.methods import HEAD, METHODS, Hyper
+from benchmarks.study.methods import HEAD, Hyper, Method
 from benchmarks.study.models import network
 from benchmarks.study.sets import sets
 from examples.digits.data import Split
@@ -60,9 +61,9 @@ class Finished(NamedTuple):
 
 
 @cache
-def trainer(model: str, head: str, method: str) -> Any:
+def trainer(net: nn.Module, head: str, recipe: Method) -> Any:
     """A compiled function from stacked `Start`, and the training and radius sets, to `Finished`."""
-    recipe, apply = METHODS[method], network(model).apply
+    apply = net.apply
 
     def loss(params: Any, split: Split, rows: jax.Array) -> jax.Array:
         images, labels = (jnp.take(x, rows, axis=0) for x in split)
@@ -122,10 +123,15 @@ def fitter(model: str, head: str, steps: int) -> Any:
 
 
 @cache
-def tester(model: str) -> Any:
-    """A function from stacked parameters to accuracies in percent, `[runs]` by set."""
+def tester(model: str, shifts: tuple[str, ...]) -> Any:
+    """A function from stacked parameters to accuracies in percent, `[runs]` by set.
+
+    Args:
+        model: by name.
+        shifts: the sets to test on besides `validation` and `id`.
+    """
     apply: Apply = network(model).apply
-    tested = sets().tested
+    tested = {name: sets().tested[name] for name in ("validation", "id", *shifts)}
     size = max(len(split.labels) for split in tested.values())
     images = np.zeros((len(tested), size, 16, 16), np.float32)
     labels = np.full((len(tested), size), -1, np.int32)  # no answer is right for what pads
