@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +42,7 @@ from examples.digits.training import shuffled
 KEYS = ("method", "learning_rate", "setting", "pretrain_seed", "seed")
 COLUMNS = (*KEYS, "seconds", "id", *cells.SHIFTS, *cells.NEW_SHIFTS)
 
-NETWORK = UNet()
+NETWORK: nn.Module = UNet()
 CLASSES = len(DIGITS) + 1
 BACKGROUND = len(DIGITS)
 RATES = (1e-3, 3e-3, 1e-2)
