@@ -38,7 +38,7 @@ class Log:
         speaks = jax.process_index() == 0
         self.title, self.every = title, every
         self.bar = tqdm(desc=title, initial=first, total=steps, unit="step", disable=not speaks)
-        self.writer = _writer(tensorboard) if tensorboard and speaks else None
+        self.writer = _writer()(tensorboard) if tensorboard and speaks else None
 
     def __enter__(self) -> "Log":
         return self
@@ -53,12 +53,13 @@ class Log:
         self.bar.update()
         if step % self.every:
             return
-        self.bar.set_postfix(loss=f"{float(loss):.3f}")
+        value = float(loss)  # on all processes, so that none runs far ahead of its devices
+        self.bar.set_postfix(loss=f"{value:.3f}")
         if self.writer is not None:
-            self.writer.add_scalar(f"{self.title}/loss", float(loss), step)
+            self.writer.add_scalar(f"{self.title}/loss", value, step)
             for name, radius in radii(state).items():
-                for layer, value in enumerate(np.atleast_1d(radius)):
-                    self.writer.add_scalar(f"radius/{name}/{layer}", value, step)
+                for layer, r in enumerate(np.atleast_1d(radius)):
+                    self.writer.add_scalar(f"radius/{name}/{layer}", r, step)
 
 
 def radii(state: State) -> dict[str, Any]:
@@ -73,10 +74,10 @@ def check_tensorboard(folder: str | None) -> None:
         Refused: TensorBoard is asked for, and what writes its files is not installed.
     """
     if folder is not None:
-        _writer_class()
+        _writer()
 
 
-def _writer_class() -> Any:
+def _writer() -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
@@ -84,10 +85,6 @@ def _writer_class() -> Any:
             "`--tensorboard` needs tensorboardX: pip install 'tpgm-jax[tensorboard]'."
         ) from error
     return SummaryWriter
-
-
-def _writer(folder: str) -> Any:
-    return _writer_class()(folder)
 
 
 def memory(state: State) -> str:
