@@ -1,11 +1,19 @@
-"""The study's further scenarios in their smallest form: few labels, and one task after another."""
+"""The study's further scenarios and its exploration, in their smallest form, and their tables."""
 
 import csv
 
 import numpy as np
 import pytest
 
-from benchmarks.study import continual, few_labels
+from benchmarks.study import (
+    cells,
+    continual,
+    exploration,
+    few_labels,
+    scenarios,
+    segmentation,
+)
+from benchmarks.study.summary import groups
 
 
 def rows_of(path):
@@ -40,3 +48,54 @@ def test_forgetting_is_what_earlier_tasks_have_lost_since_they_were_learned():
     after_each = np.array([[90.0, 0.0, 0.0], [70.0, 80.0, 0.0], [50.0, 60.0, 100.0]])
     # In the end 50, 60 and 100; lost 40 and 20.
     assert continual.summary(after_each) == (70.0, 30.0)
+
+
+def write(path, columns, rows):
+    """A CSV of rows that say 0 where they say nothing."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="0")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_tables_of_what_was_run_come_from_the_files_beside_the_study(tmp_path):
+    study, shown = tmp_path / "robustness.csv", groups(final=False)
+    assert scenarios.sections(study, shown) == []
+    run = {"model": "mlp", "method": "ftp", "learning_rate": "0.003"}
+    eight = dict.fromkeys(cells.OPEN_SHIFTS, "40")
+    held_back = dict.fromkeys(cells.HELD_BACK, "99")
+    write(
+        tmp_path / "robustness_few_labels.csv",
+        few_labels.TABLE,
+        [
+            run | eight | held_back | {"labels": "10", "id": "60", "seed": "0"},
+            run | eight | held_back | {"labels": "10", "id": "70", "seed": "1"},
+            run | eight | held_back | {"labels": "100", "id": "90", "seed": "0", "invert": "48"},
+        ],
+    )
+    measured = {"accuracy": "50", "forgetting": "20", "told": "90", "told_forgetting": "5"}
+    write(tmp_path / "robustness_continual.csv", continual.COLUMNS, [run | measured])
+    pixels = {k: v for k, v in run.items() if k != "model"} | eight | held_back | {"id": "80"}
+    write(tmp_path / "robustness_segmentation.csv", segmentation.COLUMNS, [pixels])
+    page = "\n".join(scenarios.sections(study, shown))
+    # Means by hand: of 60 and 70; of seven times 40 and 48 once. Nothing that is held back counts.
+    assert "| MLP | FTP | 65.0 / 40.0 | 90.0 / 41.0 | 1 |" in page
+    assert "| MLP | FTP |  |  | 50.0 / 20.0 |  |  | 90.0 / 5.0 |" in page
+    assert "| FTP |  | 80.0 / 40.0 |  |" in page
+
+
+def test_the_exploration_takes_each_run_in_eight_ways_and_tests_nothing_held_back(tmp_path):
+    words = ["--fast", "--output", str(tmp_path / "rows.csv"), "--cache", str(tmp_path / "cache")]
+    exploration.main(words)
+    rows = rows_of(tmp_path / "rows.csv")
+    assert {row["taken"] for row in rows} == {
+        *("last", "last, 0.5", "last, 0.7", "last, 0.9"),
+        *("mean", "mean, 0.5", "mean, 0.7", "mean, 0.9"),
+    }
+    assert {row["seed"] for row in rows} == {str(seed) for seed in cells.TUNING_SEEDS}
+    assert not set(rows[0]) & set(cells.HIDDEN)
+    exploration.main(words)
+    assert rows_of(tmp_path / "rows.csv") == rows
+    (line,) = [x for x in exploration.overview(rows) if x[1] == "last"]
+    ids = [float(row["id"]) for row in rows if row["taken"] == "last"]
+    assert line[2].startswith(f"{np.mean(ids):.1f} / ")
