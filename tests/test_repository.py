@@ -1,0 +1,71 @@
+"""What is written down twice, in files of the repository, says the same."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+YAML = [
+    *sorted((ROOT / ".github").rglob("*.yml")),
+    ROOT / ".pre-commit-config.yaml",
+    ROOT / "CITATION.cff",
+]
+
+
+def loaded(path: str) -> Any:
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+def pinned(lines: list[str]) -> dict[str, str]:
+    """Package to version, of lines such as `jax==0.10.2` or `jax>=0.10.2`."""
+    return dict(re.split("[=>]=", line) for line in lines)
+
+
+@pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
+def test_settings_of_services_are_well_formed(path):
+    assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_are_asked_for():
+    lines = (ROOT / ".ci/floor.txt").read_text().splitlines()
+    floor = pinned([line for line in lines if not line.startswith("#")])
+    assert floor == pinned(PROJECT["dependencies"])
+
+
+def test_the_workflow_runs_the_whole_check_on_all_pythons_and_the_oldest_versions():
+    job = loaded(".github/workflows/test.yml")["jobs"]["test"]
+    matrix = {x["python"]: x["versions"] for x in job["strategy"]["matrix"]["include"]}
+    prefix = "Programming Language :: Python :: "
+    classified = {x.removeprefix(prefix) for x in PROJECT["classifiers"] if x.startswith(prefix)}
+    assert matrix.keys() == classified
+    assert PROJECT["requires-python"] == f">={min(matrix)}"
+    assert matrix[min(matrix)] == "oldest"
+    steps = [step.get("run", "") for step in job["steps"]]
+    assert "bash .ci/run" in steps
+    (hold,) = [step for step in job["steps"] if "PIP_CONSTRAINT" in step.get("run", "")]
+    assert hold["if"] == "matrix.versions == 'oldest'"
+    assert "/.ci/floor.txt" in hold["run"]
+
+
+def test_the_workflow_may_read_the_code_and_no_more():
+    workflow = loaded(".github/workflows/test.yml")
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "secrets" not in (ROOT / ".github/workflows/test.yml").read_text()
+    actions = [x["uses"] for x in workflow["jobs"]["test"]["steps"] if "uses" in x]
+    assert all(re.fullmatch(r"actions/[\w-]+@v\d+", action) for action in actions)
+
+
+def test_the_citation_names_this_version_and_every_paper_that_a_docstring_names():
+    citation = loaded("CITATION.cff")
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    cited = {paper["url"] for paper in citation["references"]}
+    sources = "".join(path.read_text() for path in (ROOT / "tpgm_jax").glob("*.py"))
+    assert cited == set(re.findall(r"https://arxiv.org/abs/[\d.]+\d", sources))
+    for paper in citation["references"]:
+        assert paper["identifiers"][0]["value"].partition(":")[2] in paper["url"]
