@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 export JAX_PLATFORMS ?=
 
-.PHONY: help demo pod test lint wheel bench bench-scaling bench-compact bench-robustness bench-tpu clean
+.PHONY: help demo pod test lint wheel docs bench bench-scaling bench-compact bench-robustness bench-tpu clean
 
 help:
 	@echo "make demo   fine-tune on handwritten digits: a table and results/demo/figure.png"
@@ -12,6 +12,7 @@ help:
 	@echo "make pod    fine-tune a decoder on all devices, with checkpoints; again: goes on (docs/pods.md)"
 	@echo "make test   lint, types, tests, doctests, and the built wheel in an environment of its own"
 	@echo "make lint   ruff and pyright alone"
+	@echo "make docs   the documentation, into results/docs/index.html"
 	@echo "make bench  what a step costs; make bench-scaling: how that grows"
 	@echo "make bench-robustness  the study of docs/study.md; make bench-tpu: programs for TPU pods, compiled"
 
@@ -23,6 +24,10 @@ help:
 
 .venv/test: .venv/demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+.venv/docs: .venv/demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	touch $@
 
 .venv/pod: .venv/demo
@@ -50,6 +55,10 @@ lint: .venv/test
 
 wheel: .venv/test
 	$(BIN)/python tests/check_wheel.py
+
+# The tests build it as well, since warnings are errors.
+docs: .venv/docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs results/docs $(ARGS)
 
 bench: .venv/test
 	$(BIN)/python benchmarks/step_cost.py $(ARGS)

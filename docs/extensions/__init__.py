@@ -1,0 +1,1 @@
+"""What the site asks of Sphinx that Sphinx does not have."""

@@ -1,0 +1,124 @@
+"""The site builds, says all that is public, runs what it shows, and leads where it says."""
+
+import importlib.util
+import inspect
+import pkgutil
+import re
+import runpy
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import tpgm_jax
+from examples.pod.options import make_parser
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+# Of the root by name, as a checkout may have what is not ours beside them.
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "RELEASING")),
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+FENCE = re.compile(r"^ *(`{3,})(\S*)\n(.*?)^ *\1$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """What stands between fences of `language`."""
+    return [code for _, name, code in FENCE.findall(page.read_text()) if name == language]
+
+
+def public_names() -> set[str]:
+    """Names of the package, and of the modules that it does not import."""
+    modules = {f"module-tpgm_jax.{x.name}" for x in pkgutil.iter_modules(tpgm_jax.__path__)}
+    names = {
+        f"tpgm_jax.{name}"
+        for name, value in vars(tpgm_jax).items()
+        if not inspect.ismodule(value)
+        and getattr(value, "__module__", "tpgm_jax").startswith("tpgm_jax")
+    }
+    return {name for name in names | modules if not name.split(".")[1].startswith("_")}
+
+
+def test_the_site_builds_without_a_warning_and_describes_every_public_name(tmp_path):
+    # Warnings are also links that lead nowhere, and pages that are in no table of contents.
+    options = ["--fail-on-warning", "--keep-going", "--nitpicky", "--quiet"]
+    command = [sys.executable, "-m", "sphinx", *options, "docs", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (built.returncode, built.stderr) == (0, ""), built.stdout
+    reference = (tmp_path / "api.html").read_text()
+    described = set(re.findall(r'id="([^"]+)"', reference))
+    assert {"tpgm_jax.ftp", "tpgm_jax.STATIC_ARGS"} <= public_names() <= described
+    # An equation of a docstring, its lines not run together; and a formula, without a script.
+    assert (
+        "r = clip(r - adam(h), 1e-8, max over rows of n_t)\n" in (tmp_path / "api.html").read_text()
+    )
+    methods = (tmp_path / "methods.html").read_text()
+    assert "<math " in methods
+    assert "MathJax" not in methods
+    # The blank line at the end of a block is for doctest.
+    assert not re.search(r"\n\s*\n</pre>", (tmp_path / "start.html").read_text())
+
+
+def test_pages_are_not_left_out_of_what_pytest_collects():
+    collected = [ROOT / path for path in PROJECT["tool"]["pytest"]["ini_options"]["testpaths"]]
+    shown = [page for page in PAGES if blocks(page, "python")]
+    assert shown
+    assert [x for x in shown if x not in collected and x.parent not in collected] == []
+
+
+@each_page
+def test_python_on_a_page_is_run(page):
+    for code in blocks(page, "python") + blocks(page, "py") + blocks(page, "pycon"):
+        assert code.lstrip().startswith(">>> "), code
+
+
+def unknown(words: list[str]) -> list[str]:
+    """What of a shell command there is not, here or among what is installed."""
+    match Path(words[0]).name, words[1:]:
+        case "make", options:
+            targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+            return [x for x in options if "=" not in x and x not in targets]
+        case "python", ["-m", module, *options]:
+            if module == "examples.pod_finetune":
+                make_parser().parse_args(options)  # exits, and so fails, at an unknown option
+            return [] if importlib.util.find_spec(module) else [module]
+        case "python", [script, *_]:
+            return [] if (ROOT / script).exists() else [script]
+        case "pip", ["install", *what]:
+            extras = re.findall(r"[\w-]+(?=[\w,-]*\])", " ".join(what))
+            return [x for x in extras if x not in PROJECT["project"]["optional-dependencies"]]
+        case program, _:
+            return [] if program in PROJECT["project"].get("scripts", {}) else [program]
+
+
+@each_page
+def test_shell_commands_on_a_page_exist(page):
+    for code in blocks(page, "sh"):
+        # Comments, loops around a command, and settings before it.
+        lines = re.sub(r"\\\n", " ", re.sub(r"(^|\s)#.*", "", code)).splitlines()
+        for line in map(str.strip, lines):
+            words = [x for x in line.split() if x != "&" and not re.match(r"[A-Z_]+=", x)]
+            words = ["0" if x == "$i" else x for x in words]
+            if words and words[0] not in ("for", "done;", "export"):
+                assert unknown(words) == [], line
+
+
+@each_page
+def test_links_to_files_lead_somewhere(page):
+    for link in LINK.findall(page.read_text()):
+        if not re.match(r"https?:|#", link):
+            assert (page.parent / link.partition("#")[0]).exists(), link
+
+
+def test_pictures_are_those_that_the_script_draws(tmp_path):
+    runpy.run_path(str(ROOT / "docs/figures/draw.py"))["main"](tmp_path)
+    drawn, kept = ({x.name for x in f.glob("*.svg")} for f in (tmp_path, ROOT / "docs/figures"))
+    assert drawn == kept
+    assert set(re.findall(r"figures/(\S+)", (ROOT / "docs/methods.md").read_text())) == kept
