@@ -1,5 +1,12 @@
 """What several test modules share."""
 
+import os
+
+# Most of the time goes into compiling programs that run for a moment. LLVM without its passes
+# takes half as long; what XLA does before, which some tests read, is the same. `XLA_FLAGS= make
+# test` tests the programs that users get. It has to be said before JAX is imported.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 from collections.abc import Callable
 from typing import Any
 

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -40,15 +40,12 @@ class Process:
         log: file of what it prints.
     """
 
-    def __init__(
-        self, words: Sequence[object], log: Path, devices: int, variables: Mapping[str, str]
-    ):
+    def __init__(self, words: Sequence[object], log: Path, devices: int):
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(devices),
             "PYTHONPATH": str(ROOT),
             "PYTHONWARNINGS": "error",
-            **variables,
         }
         command = [sys.executable, ROOT / "tests" / "pod_process.py", *words]
         with log.open("wb") as output:
@@ -68,7 +65,7 @@ class Process:
 
 @contextmanager
 def started(
-    words: Sequence[object], logs: Path, count: int, devices: int, **variables: str
+    words: Sequence[object], logs: Path, count: int, devices: int
 ) -> Iterator[list[Process]]:
     """`count` processes of one run; when the block ends, none of them is left.
 
@@ -77,7 +74,6 @@ def started(
         logs: where each leaves what it prints, `logs.0`, `logs.1`.
         count: how many.
         devices: of each.
-        variables: of the environment.
     """
     with ExitStack() as stack:
         port, processes = stack.enter_context(reserved_port()), []
@@ -85,7 +81,7 @@ def started(
             several = ["--coordinator", f"localhost:{port}", "--processes", count, "--process", i]
             log = logs.with_name(f"{logs.name}.{i}")
             all_words = [*words, *(several if count > 1 else [])]
-            processes.append(Process(all_words, log, devices, variables))
+            processes.append(Process(all_words, log, devices))
             stack.callback(processes[-1].kill)
         yield processes
 

@@ -219,7 +219,9 @@ def test_converges(make, objective, shapes, minimum):
     def descend(params):
         step = stepper(tx, objective)
         carry = params, tx.init(params)
-        return jax.lax.scan(lambda carry, _: (step(*carry), None), carry, length=20_000)[0][0]
+        passed = jax.lax.scan(lambda carry, _: (step(*carry), carry[0]), carry, length=20_000)[1]
+        # At a constant learning rate of 1 Adam goes on jumping about the minimum.
+        return jax.tree.map(lambda x: jnp.median(x[-2_000:], axis=0), passed)
 
     # The tolerance is that of optax's own tests: it tells descent from its absence.
     for x in jax.tree.leaves(descend(start)):

@@ -8,9 +8,6 @@ from processes import SETTINGS, arguments, assert_equal, finish, saved, started,
 
 import tpgm_jax
 
-# LLVM's passes take half the time, and nothing that is tested here hangs on them.
-FAST = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-
 
 def test_processes_killed_in_a_step_and_started_again_end_as_if_they_had_not_been(tmp_path):
     whole, broken, marker = (tmp_path / name for name in ("whole", "broken", "marker"))
@@ -18,7 +15,7 @@ def test_processes_killed_in_a_step_and_started_again_end_as_if_they_had_not_bee
 
     def pair(name, *place, **options):
         words = [*place, *arguments(whole if name == "whole" else broken, **options)]
-        return started(words, tmp_path / name, count=2, devices=4, **FAST)
+        return started(words, tmp_path / name, count=2, devices=4)
 
     with pair("whole", "nowhere", 0) as processes:
         finish(processes)
