@@ -17,10 +17,11 @@ STYLES = {
     "l2sp": ("#56B4E9", "P"),
     "tpgm_posthoc": ("#CC79A7", "D"),
     "tpgm": ("#009E73", "s"),
-    "tpgm_anchor": ("#009E73", "*"),
+    "tpgm_anchor": ("#009E73", "X"),
     "ftp": ("#0072B2", "^"),
     "ftp_anchor": ("#000000", "h"),
     "ftp_anchor_mean": ("#000000", "+"),
+    "recommended": ("#882255", "*"),
 }
 
 

@@ -181,10 +181,13 @@ DERIVED: dict[str, Derived] = {
     # Candidates, and their control: the mean of all iterates of the run.
     "finetune_mean": Derived("finetune"),
     "ftp_anchor_mean": Derived("ftp_anchor"),
+    # The outcome of `exploration`: that mean, a tenth of the way back to the anchor.
+    "recommended": Derived("ftp_anchor"),
 }
+RECOMMENDED_ALPHA = 0.9
 
 # What the issue asks for with a new head; the candidates as well.
 NEW_HEAD = (
     *("finetune", "linear_probe", "wise", "l2sp", "ftp", "tpgm"),
-    *("ftp_anchor", "ftp_anchor_mean", "finetune_mean"),
+    *("ftp_anchor", "ftp_anchor_mean", "finetune_mean", "recommended"),
 )

@@ -81,30 +81,41 @@ def jobs(done: Mapping[Cell, float], scope: Scope) -> list[Job]:
 
 def ordered(done: Validation, scope: Scope) -> Iterator[Cell]:
     """The cells of the whole study as far as they can be named, what matters most first."""
+    first, *others = scope.pretrain_seeds
     trains = (*METHODS, *DERIVED)
     curved = [name for name in trains if METHODS[_source(name)].curve]
     for head in scope.heads:
         reuses = head == "reused"
-        methods = [x for x in trains if reuses or x in NEW_HEAD]
+        if reuses:
+            yield from curves(curved, first, done, scope)
+        pairs = [
+            (model, method)
+            for method in trains
+            for model in scope.models
+            if reuses or method in NEW_HEAD
+            if model not in scope.brief or (reuses and method in curved)
+        ]
+        for model, method in pairs:
+            yield from tuning_cells(model, head, method, scope)
         for seed in scope.pretrain_seeds:
             for model in scope.models if reuses else ():
                 yield Cell(model, head, "zero_shot", 0.0, "", seed, 0)
-            for method in curved if reuses and scope.curve else ():
-                for model in scope.models:
-                    # Where there is a second choice, the curve is at the one chosen.
-                    if len(METHODS[_source(method)].values) > 1:
-                        yield from tuning_cells(model, head, method, scope)
-                    yield from curve(model, head, method, seed, done, scope)
-            pairs = [
-                (model, method)
-                for method in methods
-                for model in scope.models
-                if model not in scope.brief or (reuses and method in curved)
-            ]
-            for model, method in pairs:
-                yield from tuning_cells(model, head, method, scope)
             for model, method in pairs:
                 yield from selected(model, head, method, seed, done, scope)
+    for seed in others if "reused" in scope.heads else ():
+        yield from curves(curved, seed, done, scope)
+
+
+def curves(
+    methods: list[str], pretrain_seed: int, done: Validation, scope: Scope
+) -> Iterator[Cell]:
+    """The main methods at all learning rates, with the reused head."""
+    for method in methods if scope.curve else ():
+        for model in scope.models:
+            # Where there is a second choice, the curve is at the one chosen.
+            if len(METHODS[_source(method)].values) > 1:
+                yield from tuning_cells(model, "reused", method, scope)
+            yield from curve(model, "reused", method, pretrain_seed, done, scope)
 
 
 def curve(

@@ -11,7 +11,7 @@ import numpy as np
 import tpgm_jax
 from benchmarks.study import pretraining
 from benchmarks.study.cells import KEYS, NEW_SHIFTS, SHIFTS, Cell, value
-from benchmarks.study.methods import HEAD, METHODS
+from benchmarks.study.methods import HEAD, METHODS, RECOMMENDED_ALPHA
 from benchmarks.study.models import network
 from benchmarks.study.plan import Job
 from benchmarks.study.pretraining import Sizes
@@ -70,6 +70,9 @@ def perform(
         (fitted, _), seconds = timed(fit, finished.params, anchor, radius)
         outcomes["tpgm_posthoc"] = (fitted, spent + seconds / len(runs))
     exclude = None if head == "reused" else HEAD
+    if any(cell.method == "recommended" for cell in wanted):
+        mixed = tpgm_jax.interpolate(anchor, finished.mean, RECOMMENDED_ALPHA, exclude=exclude)
+        outcomes["recommended"] = (mixed, spent)
     for text in {cell.setting for cell in wanted if cell.method == "wise"}:
         mixed = tpgm_jax.interpolate(anchor, finished.params, value(text), exclude=exclude)
         outcomes[f"wise {text}"] = (mixed, spent)
