@@ -25,6 +25,12 @@ params = {{"kernel": jnp.ones((3, 2)), "head": jnp.ones(2)}}
 tx = tpgm_jax.ftp(optax.adamw(1e-3), exclude="head")
 updates, state = jax.jit(tx.update)(params, tx.init(params), params)
 assert list(tpgm_jax.radii(state, params)) == ["kernel"]
+try:
+    import tpgm_jax.linen
+except ModuleNotFoundError as error:
+    assert "pip install 'tpgm-jax[flax]'" in str(error), error
+else:
+    raise AssertionError("tpgm_jax.linen was imported without Flax")
 print("tpgm_jax", tpgm_jax.__version__, "works from its wheel, with jax", jax.__version__)
 """
 

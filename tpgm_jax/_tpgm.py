@@ -91,9 +91,9 @@ def tpgm(
 
     Wrappers that drop extra arguments can not be used around it: `optax.MultiSteps` inside
     `optax.chain`, `optax.lookahead`, `split_real_and_imaginary`, and linen's
-    `TrainState.apply_gradients`. Nothing may follow it in a chain, as that would move
-    `W'` again. The base optimizer is not handed `value_fn`, as its own line search may
-    want the training loss under that name.
+    `TrainState.apply_gradients` (`tpgm_jax.linen.TrainState` hands them on). Nothing may follow
+    it in a chain, as that would move `W'` again. The base optimizer is not handed `value_fn`,
+    as its own line search may want the training loss under that name.
 
     A step whose gradient is not finite, in whatever tensor, is skipped: constrained parameters,
     radii and their optimizer stay as they were, and the base optimizer is handed zeros. So is a
@@ -260,7 +260,7 @@ def _of_params_and_step(value_fn: Any) -> Callable[[optax.Params, jax.Array], ja
             "`update(grads, state, params, value_fn=lambda params: held_out_loss(params))`. If "
             "you did, a wrapper dropped it: `optax.MultiSteps` inside `optax.chain` (put it "
             "outermost), `optax.lookahead`, `split_real_and_imaginary`, and linen's "
-            "`TrainState.apply_gradients` (call `tx.update` yourself) do."
+            "`TrainState.apply_gradients` (use `tpgm_jax.linen.TrainState`) do."
         )
     if not callable(value_fn):
         raise TypeError(
