@@ -1,0 +1,73 @@
+"""Fine-tunes with FTP on gradients accumulated over several batches: `optax.MultiSteps`.
+
+    python -m examples.trainers.accumulation [--fast]
+
+`MultiSteps` goes outermost, around clipping and FTP: both then see the mean gradient, and the radii
+move once for each step that is really made. TPGM works too, as `MultiSteps` hands `value_fn` on;
+inside `optax.chain` it would drop it. But `MultiSteps` computes with every batch the step that it
+may discard, so that the radius steps of TPGM are paid as often.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import optax
+
+import tpgm_jax
+from examples.digits.models import MLP, cross_entropy
+from examples.trainers.data import BATCH, accuracies, batches, load, report
+
+PARTS = 4  # batches to a step
+
+network = MLP(hidden=(256, 256))
+
+
+def train(params, tx, split, steps, title, size=BATCH):
+    """Trains from `params`, which become the anchor."""
+
+    @jax.jit
+    def train_step(params, opt_state, batch):
+        grads = jax.grad(lambda params: cross_entropy(network.apply, params, *batch))(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state  # zeros, between the steps
+
+    opt_state = tx.init(params)
+    for batch in batches(split, steps, title, size):
+        params, opt_state = train_step(params, opt_state, batch)
+    return params, opt_state
+
+
+def accumulated(optimizer):
+    """Clips and steps once for `PARTS` batches."""
+    inner = optax.chain(optax.clip_by_global_norm(1.0), optimizer)
+    return optax.MultiSteps(inner, every_k_schedule=PARTS)
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Pre-trains, fine-tunes with and without FTP, and prints accuracies and radii."""
+    task = load(arguments, __doc__)
+    fresh = network.init(jax.random.key(0), task.test.images[:1])
+    steps = task.pretraining_steps
+    pretrained, _ = train(fresh, optax.adam(1e-3), task.printed, steps, "pre-training")
+
+    # Schedules count steps, of which there is one for `PARTS` batches.
+    adam = optax.adam(optax.cosine_decay_schedule(1e-2, task.steps))
+    # Steps of a radius are hundredths of the weights' size, for rows and for biases alike.
+    optimizers = {"Adam": adam, "FTP": tpgm_jax.ftp(adam, unit="anchor")}
+    models, states = {"pre-trained": pretrained}, {}
+    for name, optimizer in optimizers.items():
+        tx, parts = accumulated(optimizer), PARTS * task.steps
+        models[name], states[name] = train(
+            pretrained, tx, task.train, parts, name, size=BATCH // PARTS
+        )
+
+    predict = jax.jit(network.apply)
+    rows = accuracies(predict, models, task)
+    radii = tpgm_jax.radii(states["FTP"], pretrained)
+    report(rows, radii)
+    return {"accuracies": rows, "radii": radii, "models": models, "states": states}
+
+
+if __name__ == "__main__":
+    main()
