@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RUNTIME = {"jax", "jaxlib", "optax"}
-FRAMEWORKS = ("flax", "equinox", "sklearn", "matplotlib", "orbax", "torch")
+FRAMEWORKS = ("flax", "equinox", "sklearn", "matplotlib", "orbax", "rich", "torch")
 
 USE = f"""
 import importlib.util
@@ -25,6 +25,7 @@ params = {{"kernel": jnp.ones((3, 2)), "head": jnp.ones(2)}}
 tx = tpgm_jax.ftp(optax.adamw(1e-3), exclude="head")
 updates, state = jax.jit(tx.update)(params, tx.init(params), params)
 assert list(tpgm_jax.radii(state, params)) == ["kernel"]
+assert "saturated" in str(tpgm_jax.report(state, params))
 try:
     import tpgm_jax.linen
 except ModuleNotFoundError as error:

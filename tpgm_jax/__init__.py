@@ -23,6 +23,9 @@ from tpgm_jax._posthoc import FittedRadii as FittedRadii  # isort: skip
 from tpgm_jax._posthoc import fit_radii as fit_radii  # isort: skip
 
 # What a state holds.
+from tpgm_jax._report import Group as Group  # isort: skip
+from tpgm_jax._report import Report as Report  # isort: skip
+from tpgm_jax._report import report as report  # isort: skip
 from tpgm_jax._state import offload as offload  # isort: skip
 from tpgm_jax._state import radii as radii  # isort: skip
 from tpgm_jax._state import set_anchor as set_anchor  # isort: skip

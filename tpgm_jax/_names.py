@@ -53,6 +53,25 @@ def leaf_names(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """`names` with `block_2` before `block_10`, and otherwise as they come.
+
+    Dicts flatten in the order of the alphabet, where 10 comes first.
+    """
+    names, seen = list(names), {}
+
+    def key(name: str) -> list[tuple[int, list[int]]]:
+        parts, places = name.split("/"), []
+        for i, part in enumerate(parts):
+            # Siblings that differ in their numbers alone stand where the first of them does.
+            family = (*parts[:i], re.sub(r"\d+", "#", part))
+            numbers = [int(x) for x in re.findall(r"\d+", part)]
+            places.append((seen.setdefault(family, len(seen)), numbers))
+        return places
+
+    return sorted(names, key=key)
+
+
 def by_name(tree: Any) -> dict[str, Any]:
     """Name to leaf."""
     return dict(zip(leaf_names(tree), leaves(tree), strict=True))

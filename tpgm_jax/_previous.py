@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tpgm_jax._axes import Layout
+from tpgm_jax._axes import Layout, Tensor
 from tpgm_jax._projection import EPSILON, displacement, norms, wide_dtype
 
 MEMORY = ("full", "compact")
@@ -75,7 +75,7 @@ def recovered(
     d = [displacement(*leaf) for leaf in zip(params, anchor, strict=True)]
     floor, n, start = [], [], []
     for w, w0, d_i, r, tensor in zip(params, anchor, d, radii, layout.tensors, strict=True):
-        least = norms(w0.astype(d_i.dtype), tensor, norm) * _margin(w.dtype)
+        least = floors(w, w0, tensor, norm)
         size = norms(d_i, tensor, norm)
         # Where it has not moved, a row's slope is 0 whatever divides it.
         size = jnp.where(size > 0, size, 1.0)
@@ -84,6 +84,11 @@ def recovered(
         n.append(size)
         start.append(jnp.where(lifted, jnp.minimum(1.0, r / size), 1.0) * d_i)
     return Previous(d, n, start, floor)
+
+
+def floors(w: jax.Array, w0: jax.Array, tensor: Tensor, norm: str) -> jax.Array:
+    """The least norms at which rows of one leaf are stored, shaped like its norms."""
+    return norms(w0.astype(wide_dtype(w)), tensor, norm) * _margin(w.dtype)
 
 
 def _margin(dtype: jnp.dtype) -> float:

@@ -1,6 +1,6 @@
 """Reading and changing our states inside a user's optimizer state."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -51,30 +51,37 @@ def radii(opt_state: optax.OptState, params: optax.Params) -> dict[str, Any]:
     """
     known = leaf_names(params)
     merged: dict[str, Any] = {}
-    states = [state for state in _ours(opt_state) if isinstance(state, LEARNED)]
+    states = [state for state in ours(opt_state) if isinstance(state, LEARNED)]
     if not states:
         raise ValueError(
             "`opt_state` holds no state of `ftp` or `tpgm`, so there are no learned radii in "
             "it: pass what `init` or `update` of the whole optimizer returned."
         )
     for state in states:
-        names = leaf_names(state.anchor)
+        names = known_names(state, known)
         # Through `leaves`, as `nnx.Optimizer` wraps each array of a state in a variable.
         (values,), (layers,) = jax.tree.leaves(state.radii), jax.tree.leaves(state.layers)
-        if np.ndim(values) != 1:
-            raise ValueError(
-                f"`opt_state` holds radii of shape {np.shape(values)}, for several models at "
-                "once: pick one, `jax.tree.map(lambda x: x[i], opt_state)`."
-            )
-        for name in names:
-            if name not in known:
-                raise ValueError(
-                    f"`params` lacks {name!r}, which `opt_state` constrains; the closest it has: "
-                    f"{closest(name, known) or 'none'}. Pass the parameters that `init` saw."
-                )
         pairs = [(x, int(n)) for x, n in zip(names, np.asarray(layers), strict=True) if n >= 0]
         merged |= named([x for x, _ in pairs], [n for _, n in pairs], values)
     return merged
+
+
+def known_names(state: Any, known: Collection[str]) -> list[str]:
+    """The leaves that one of our states is about, if it is of one model, and of that one."""
+    (step,) = jax.tree.leaves(state.step)
+    if np.ndim(step) != 0:
+        raise ValueError(
+            f"`opt_state` holds steps of shape {np.shape(step)}, for several models at once: "
+            "pick one, `jax.tree.map(lambda x: x[i], opt_state)`."
+        )
+    names = leaf_names(state.anchor)
+    for name in names:
+        if name not in known:
+            raise ValueError(
+                f"`params` lacks {name!r}, which `opt_state` constrains; the closest it has: "
+                f"{closest(name, known) or 'none'}. Pass the parameters that `init` saw."
+            )
+    return names
 
 
 def named(names: Sequence[str], layers: Sequence[int], values: Any) -> dict[str, Any]:
@@ -172,7 +179,7 @@ def _zeros(array: Any) -> jax.Array:
 
 
 def _check_any_of_ours(opt_state: optax.OptState) -> None:
-    if not _ours(opt_state):
+    if not ours(opt_state):
         raise ValueError(
             "`opt_state` holds no state of this library, so there is no anchor in it: pass "
             "what `init` or `update` of the whole optimizer returned."
@@ -183,5 +190,6 @@ def _is_ours(node: Any) -> bool:
     return isinstance(node, OURS)
 
 
-def _ours(opt_state: optax.OptState) -> list[Any]:
+def ours(opt_state: optax.OptState) -> list[Any]:
+    """Our states in a user's."""
     return [node for node in jax.tree.leaves(opt_state, is_leaf=_is_ours) if _is_ours(node)]

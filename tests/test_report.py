@@ -1,0 +1,266 @@
+"""What a report says of every kind of state, in numbers."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import make_step
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from reference import norm_units, size
+from test_sharding import AUTO, EXPLICIT, OPTIONS, SHAPES, SPECS, laid_out, mesh_of
+from transforms import PARTS, loss, numbers
+
+import tpgm_jax
+from tpgm_jax import Axes, add_anchor_decay, ftp, offload, project_to_anchor, spd, tpgm
+
+# Rows and layers of the constrained parameters of `transforms.numbers`.
+LAYOUTS = {"gain": ((), ()), "layers/bias": ((), (0,)), "layers/kernel": ((2,), (0,))}
+STEPS = 4
+
+
+# Untyped, as optax types a state no closer than as a tree.
+report: Any = tpgm_jax.report
+
+
+def slopes(t):
+    """Gradients of which some rows have next to nothing."""
+    weights = jnp.array([1.0, 1.0, 1e-3, 1e-3])
+    return jax.tree.map(lambda x: x * weights if x.shape[-1:] == (4,) else x, numbers(t))
+
+
+@functools.cache
+def run(make):
+    """Where some steps of a transformation lead."""
+    params, tx = numbers(dtype=jnp.float32), make()
+    step, state = make_step(tx, value_fn=loss), tx.init(params)
+    for _ in range(STEPS):
+        params, state = step(params, state, slopes(5))
+    return params, state
+
+
+def by_path(tree):
+    return {"/".join(k.key for k in path): x for path, x in jax.tree.leaves_with_path(tree)}
+
+
+def distances(params, anchor, norm):
+    """By label, how far each row (or group) is from the anchor, in float64."""
+    params, anchor, found = by_path(params), by_path(anchor), {}
+    for name, (rows, layers) in LAYOUTS.items():
+        d = np.asarray(params[name], np.float64) - np.asarray(anchor[name], np.float64)
+        units = norm_units(d.shape, rows, layers, norm)
+        for i, unit in enumerate(units):
+            label = f"{name}/{i}" if layers else name
+            found[label] = [size(d, row, norm) for row in unit]
+    return found
+
+
+METHODS = {
+    "ftp": lambda: ftp(optax.sgd(0.1), **PARTS),
+    "ftp l2": lambda: ftp(optax.sgd(0.1), norm="l2", **PARTS),
+    "ftp compact": lambda: ftp(optax.sgd(0.1), memory="compact", **PARTS),
+    "tpgm": lambda: tpgm(optax.sgd(0.1), **PARTS),
+}
+each_method = pytest.mark.parametrize("name", METHODS)
+
+
+@each_method
+def test_numbers_are_those_of_plain_loops(name):
+    norm = "l2" if "l2" in name else "mars"
+    params, state = run(METHODS[name])
+    found = report(state, params, norm=norm)
+    expected = distances(params, numbers(dtype=jnp.float32), norm)
+    assert [group.label for group in found.groups] == list(expected)
+    assert found.excluded == ("head/kernel",)
+    learned = tpgm_jax.radii(state, params)
+    for group in found.groups:
+        rows, radius = np.array(expected[group.label]), learned[group.name]
+        assert group.radius == (radius if group.layer is None else radius[group.layer])
+        assert (group.norm, group.rows) == (norm, len(rows))
+        # Sums of at most 12 float32 numbers: as many roundings of 6e-8.
+        np.testing.assert_allclose(group.distance, rows.max(), rtol=12 * 6e-8)
+        # A row is at its radius but for roundings of the weights, or far from it: none is between.
+        near = np.abs(rows / group.radius - 1) < 1e-4
+        assert np.all(near | (rows < 0.99 * group.radius)), rows / group.radius
+        np.testing.assert_allclose(group.saturated, near.mean(), rtol=1e-6)
+        assert not group.beyond
+    # There was something to tell apart.
+    assert norm == "l2" or any(0.2 < group.saturated < 0.8 for group in found.groups)
+
+
+BASE = optax.sgd(0.1)
+WRAPPED: Any = {
+    "chain": lambda: optax.chain(optax.clip_by_global_norm(1e6), ftp(BASE, **PARTS)),
+    "MultiSteps": lambda: optax.MultiSteps(ftp(BASE, **PARTS), 1),
+    "inject_hyperparams": lambda: optax.inject_hyperparams(
+        ftp, static_args=(*tpgm_jax.STATIC_ARGS, "base_optimizer", "norm", "unit", "memory")
+    )(BASE, k=1.0, **PARTS),
+    "after decay": lambda: optax.chain(add_anchor_decay(0.0), ftp(BASE, **PARTS)),
+    "argument": lambda: ftp(BASE, anchor="argument", **PARTS),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_state_is_found_wherever_it_is(name):
+    params, trained = run(METHODS["ftp"])
+    pretrained = numbers(dtype=jnp.float32)
+    state = optax.tree.set(WRAPPED[name]().init(pretrained), radii=trained.radii)
+    extra = {"anchor": pretrained} if name == "argument" else {}
+    found = report(state, params, **extra).groups
+    if name == "after decay":  # which is at the head as well, where there is no radius
+        head, *found = sorted(found, key=lambda group: group.radius is not None)
+        assert (head.name, head.norm, head.distance > 0) == ("head/kernel", "l2", True)
+    assert tuple(found) == report(trained, params).groups
+
+
+def test_parts_of_a_model_are_reported_together_or_one_by_one():
+    tx = optax.partition(
+        {"body": ftp(BASE, axes={"layers/.*": Axes(layers=0)}), "head": ftp(BASE, norm="l2")},
+        lambda tree: {"layers": "body", "head": "head", "gain": "body"},
+    )
+    params = numbers(dtype=jnp.float32)
+    state: Any = tx.init(params)
+    labels = ["gain", "head/kernel", "layers/bias/0", "layers/bias/1"]
+    labels += ["layers/kernel/0", "layers/kernel/1"]
+    axes = {"layers/.*": Axes(layers=0), "head/.*": Axes(rows=0)}
+    assert [group.label for group in report(state, params).groups] == labels
+    both = report(state, params, axes=axes)
+    assert {group.name: group.rows for group in both.groups}["head/kernel"] == 4
+    (head,) = report(state.inner_states["head"], params, norm="l2").groups
+    assert (head.label, head.norm, head.rows) == ("head/kernel", "l2", 1)
+
+
+def test_methods_without_radii_have_distances():
+    pretrained, params = (numbers(seed, jnp.float32) for seed in (0, 1))
+    ball = optax.chain(BASE, project_to_anchor(0.05, **PARTS))
+    for tx, norm in ((ball, "mars"), (spd(BASE, **PARTS), "l2")):
+        found = report(tx.init(pretrained), params, axes=PARTS["axes"])
+        expected = distances(params, pretrained, norm)
+        assert [group.label for group in found.groups] == list(expected)
+        for group in found.groups:
+            # Sums of at most 12 float32 numbers, and a root.
+            np.testing.assert_allclose(group.distance, max(expected[group.label]), rtol=13 * 6e-8)
+            assert (group.radius, group.saturated, group.tolerance) == (None, None, None)
+            assert not group.beyond
+        assert set(found.scalars()) == {f"distance/{group.label}" for group in found.groups}
+
+
+@pytest.mark.parametrize("make", [ftp, tpgm, spd])
+def test_an_anchor_of_zeros(make):
+    params = numbers(dtype=jnp.float32)
+    state = make(BASE, anchor="zero", **PARTS).init(params)
+    found = report(state, params, anchor="zero", norm="mars", axes=PARTS["axes"])
+    expected = distances(params, jax.tree.map(jnp.zeros_like, params), "mars")
+    for group in found.groups:
+        if group.name != "head/kernel":  # which the state of `spd` does not know to be excluded
+            np.testing.assert_allclose(group.distance, max(expected[group.label]), rtol=12 * 6e-8)
+
+
+def test_flax_keeps_a_state_in_variables():
+    class Model(nnx.Module):
+        def __init__(self):
+            self.dense = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+
+    model = Model()
+    optimizer = nnx.Optimizer(model, ftp(BASE), wrt=nnx.Param)
+    params = jax.tree.map(lambda x: x + 1.0, nnx.state(model, nnx.Param))
+    found = report(optimizer.opt_state, params)
+    # A row of 3 inputs, and a bias of 4 numbers, each moved by 1 and rounded twice.
+    assert [(x.label, x.rows) for x in found.groups] == [("dense/bias", 1), ("dense/kernel", 4)]
+    np.testing.assert_allclose([x.distance for x in found.groups], [4, 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [AUTO, EXPLICIT], ids=["Auto", "Explicit"])
+def test_arrays_may_be_on_many_devices_and_anchors_on_the_host(kind):
+    model = "fsdp x tensor"
+    pretrained, params = (numbers(seed, jnp.float32, SHAPES[model]) for seed in (0, 1))
+    state: Any = ftp(BASE, **OPTIONS[model]).init(pretrained)
+    state = state._replace(radii=jnp.arange(1.0, 1 + len(state.radii)))
+    expected = report(state, params, axes=OPTIONS[model]["axes"])
+    mesh = mesh_of(kind)
+    laid = laid_out(params, mesh, SPECS[model])
+    anchor = jax.tree.map(lambda x: x, state.anchor)
+    for name in set(anchor) - {"head"}:
+        anchor[name] = laid_out(anchor[name], mesh, SPECS[model][name])
+    state = jax.device_put(state, jax.sharding.NamedSharding(mesh, P()))
+    state = offload(state._replace(anchor=anchor))
+    found = report(state, laid, axes=OPTIONS[model]["axes"])
+    assert [x.label for x in found.groups] == [x.label for x in expected.groups]
+    for x, y in zip(found.groups, expected.groups, strict=True):
+        # Sums of at most 64 numbers in another order.
+        np.testing.assert_allclose(x[4:], y[4:], rtol=64 * 6e-8)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "memory"),
+    [("float32", "full"), ("float32", "compact"), ("bfloat16", "full"), ("float16", "compact")],
+)
+def test_a_projected_row_is_at_its_radius_whatever_its_dtype(dtype, memory):
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=(300, 40)), "bias": np.zeros(40)}
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+    grads = {name: jnp.asarray(rng.normal(size=x.shape), dtype) for name, x in params.items()}
+    # Every step would go a hundred times as far as the radius, which grows.
+    tx = ftp(optax.sgd(10.0), memory=memory)
+    step, state = make_step(tx), tx.init(params)
+    for t in range(5):
+        params, state = step(params, state, grads)
+        for group in report(state, params).groups:
+            assert group.saturated == 1, (t, group)
+            assert not group.beyond, (t, group)
+            # Of a bias of zeros little is lost, once it is so large that float16 has it at all.
+            if group.name == "bias" and group.radius > 1e-6:
+                assert group.tolerance < 0.05 * group.radius
+
+
+def test_a_row_short_of_its_radius_is_not_at_it():
+    params, state = run(METHODS["ftp"])
+    state = state._replace(radii=1.0001 * state.radii)
+    assert {group.saturated for group in report(state, params).groups} == {0.0}
+    state = state._replace(radii=0.999 / 1.0001 * state.radii)
+    found = report(state, params)
+    assert all(group.beyond for group in found.groups)
+    assert "5 beyond their radius" in str(found)
+
+
+def test_before_the_first_update_nothing_is_held():
+    params = numbers(dtype=jnp.float32)
+    for make in (ftp, tpgm):
+        for group in report(make(BASE, **PARTS).init(params), params).groups:
+            assert (group.radius, group.distance, group.saturated) == (0.0, 0.0, 0.0)
+
+
+def test_a_report_costs_one_transfer_and_the_step_nothing(monkeypatch):
+    params, state = run(METHODS["ftp"])
+    tx = METHODS["ftp"]()
+    before = str(jax.make_jaxpr(tx.update)(slopes(5), state, params))
+    fetched = []
+    real = jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda x: fetched.append(x) or real(x))
+    found = report(state, params)
+    ((numbers_of_groups,),) = [jax.tree.leaves(fetched)]
+    assert numbers_of_groups.shape == (4, len(found.groups))
+    assert str(jax.make_jaxpr(tx.update)(slopes(5), state, params)) == before
+
+
+def test_layers_come_in_the_order_of_their_numbers():
+    params = {f"block_{i}": {"w": jnp.ones(2), "b": jnp.ones(2)} for i in (0, 1, 2, 10, 11)}
+    found = report(ftp(BASE).init(params | {"a": jnp.ones(2)}), params | {"a": jnp.ones(2)})
+    blocks = [f"block_{i}/{leaf}" for i in (0, 1, 2, 10, 11) for leaf in "bw"]
+    assert [group.name for group in found.groups] == ["a", *blocks]
+
+
+def test_stacked_axes_are_told_by_sizes_where_they_can_be():
+    params = {"stack": {"kernel": jnp.ones((3, 5, 3, 4)), "bias": jnp.ones((1, 4))}}
+    both = {"stack/kernel": Axes(layers=(0, 2)), "stack/bias": Axes(layers=0)}
+    state = ftp(BASE, axes=both).init(params)
+    found = report(state, params).groups
+    assert [(group.name, group.layer) for group in found] == [
+        ("stack/bias", 0),
+        *(("stack/kernel", i) for i in range(9)),
+    ]
+    assert [group.rows for group in found] == [1, *(9 * [4])]
