@@ -30,6 +30,9 @@ from tpgm_jax._state import offload as offload  # isort: skip
 from tpgm_jax._state import radii as radii  # isort: skip
 from tpgm_jax._state import set_anchor as set_anchor  # isort: skip
 
+# Pictures of it. Matplotlib is imported when one is drawn.
+from tpgm_jax import plot as plot  # isort: skip
+
 # How tensors divide into groups and rows.
 from tpgm_jax._axes import Axes as Axes  # isort: skip
 
