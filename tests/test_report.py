@@ -201,13 +201,18 @@ def test_arrays_may_be_on_many_devices_and_anchors_on_the_host(kind):
 )
 def test_a_projected_row_is_at_its_radius_whatever_its_dtype(dtype, memory):
     rng = np.random.default_rng(0)
-    params = {"kernel": rng.normal(size=(300, 40)), "bias": np.zeros(40)}
-    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
-    grads = {name: jnp.asarray(rng.normal(size=x.shape), dtype) for name, x in params.items()}
-    # Every step would go a hundred times as far as the radius, which grows.
+    # Rows of one number have the largest roundings, and sums of many theirs.
+    shapes = {"kernel": (300, 40), "ones": (1, 500), "tall": (3000, 4), "bias": (40,)}
+    params = {name: np.zeros(shape) for name, shape in shapes.items()}
+    params["kernel"] = rng.normal(size=shapes["kernel"])
+    params = {name: jnp.asarray(x, dtype) for name, x in params.items()}
+    slopes = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    grads = {name: jnp.asarray(x + np.sign(x), dtype) for name, x in slopes.items()}
+    # Every step would go a hundred times as far as the radius, which grows; the last one turns.
+    directions = [grads] * 4 + [jax.tree.map(jnp.negative, grads)]
     tx = ftp(optax.sgd(10.0), memory=memory)
     step, state = make_step(tx), tx.init(params)
-    for t in range(5):
+    for t, grads in enumerate(directions):
         params, state = step(params, state, grads)
         for group in report(state, params).groups:
             assert group.saturated == 1, (t, group)

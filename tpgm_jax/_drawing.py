@@ -62,14 +62,14 @@ class Scale(NamedTuple):
 def scale(values: Sequence[float]) -> Scale:
     """Logarithmic where radii span more than a decade.
 
-    Radii that have collapsed, or are less than a thousandth of what is usual, share a place below:
+    Radii that have collapsed, or are less than a hundredth of what is usual, share a place below:
     on one axis with them the others would be a single line.
     """
     finite = [x for x in values if math.isfinite(x)]
     above = [x for x in finite if x > COLLAPSED]
     if not above:
         return Scale(-0.03, 1.0, math.inf, 0.0, False)
-    least = statistics.median(above) / 1000
+    least = statistics.median(above) / 100
     shown, hidden = [x for x in above if x >= least], [x for x in finite if x < least]
     low, high = min(shown), max(shown)
     if high < 10 * low:

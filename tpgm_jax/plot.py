@@ -24,7 +24,7 @@ def radii_by_depth(radii: Report | Mapping[str, Any], ax: "Axes | None" = None) 
     Tensors of one kind, such as all `attn/query/kernel`, are one line. Layers are told by the
     numbers in names; those without stand at the right, or at the left if they are called an
     embedding, or last if they are called a head. The scale is logarithmic where radii span more
-    than a decade. Radii that have collapsed to 1e-8, or are less than a thousandth of what is
+    than a decade. Radii that have collapsed to 1e-8, or are less than a hundredth of what is
     usual, are drawn on a dotted line at the bottom.
 
     Args:
