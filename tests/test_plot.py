@@ -70,6 +70,8 @@ def test_layers_follow_each_other_from_input_to_output():
         "kernel": [[0, 0.4], [5, 0.5]],
         "scale": [[4, 0.9]],
     }
+    dashes = {line.get_label(): line.get_linestyle() for line in ax.lines}
+    assert dashes == {"blocks": "-", "kernel": "None", "scale": "None"}
     assert ax.get_xlabel() == "layer, from input to output"
     assert ax.get_ylabel() == "radius: how far each row may go\nfrom its pre-trained weights"
     assert sorted(texts(ax)) == ["blocks", "kernel", "kernel", "scale"]
@@ -107,6 +109,23 @@ def test_names_without_numbers_are_named_in_full():
     assert ticks(ax) == ["body/kernel", "body/bias", "gain"]
     assert lines(ax) == {"radius": [[0, 0.3], [1, 0.2], [2, 0.1]]}
     assert ax.get_xlabel() == "tensor"
+
+
+def test_labels_are_short_and_beside_each_other():
+    radii = {f"net/layers/{kind}": [0.5, 0.9 - 1e-4 * i] for i, kind in enumerate("abcdefgh")}
+    ax = drawn(
+        plot.radii_by_depth(radii | {"net/layers/i": [0.5, 0.1], "net/layers/j": [0.5, 0.6]})
+    )
+    assert texts(ax) == ["i", "j", *"hgfedcba"]  # from below
+    heights = [text.xyann[1] for text in ax.texts]
+    # A line of 8 points, in axes whose height is known now that they are drawn.
+    line = 8 / (ax.get_window_extent().height / ax.figure.dpi * 72)
+    assert np.diff(heights).min() > line
+    assert 0 <= heights[0] < heights[-1] <= 1
+    # Those that have room are at the height of their line.
+    for height, radius in zip(heights[:2], (0.1, 0.6), strict=True):
+        place = ax.transAxes.inverted().transform(ax.transData.transform((0, radius)))[1]
+        np.testing.assert_allclose(height, place, atol=1e-6)
 
 
 @pytest.mark.parametrize("zero", [0.0, 1e-8, 1e-5])

@@ -100,6 +100,7 @@ WRAPPED: Any = {
         ftp, static_args=(*tpgm_jax.STATIC_ARGS, "base_optimizer", "norm", "unit", "memory")
     )(BASE, k=1.0, **PARTS),
     "after decay": lambda: optax.chain(add_anchor_decay(0.0), ftp(BASE, **PARTS)),
+    "before decay": lambda: optax.chain(ftp(BASE, **PARTS), add_anchor_decay(0.0)),
     "argument": lambda: ftp(BASE, anchor="argument", **PARTS),
 }
 
@@ -111,7 +112,7 @@ def test_a_state_is_found_wherever_it_is(name):
     state = optax.tree.set(WRAPPED[name]().init(pretrained), radii=trained.radii)
     extra = {"anchor": pretrained} if name == "argument" else {}
     found = report(state, params, **extra).groups
-    if name == "after decay":  # which is at the head as well, where there is no radius
+    if "decay" in name:  # which is at the head as well, where there is no radius
         head, *found = sorted(found, key=lambda group: group.radius is not None)
         assert (head.name, head.norm, head.distance > 0) == ("head/kernel", "l2", True)
     assert tuple(found) == report(trained, params).groups
@@ -260,12 +261,16 @@ def test_layers_come_in_the_order_of_their_numbers():
 
 
 def test_stacked_axes_are_told_by_sizes_where_they_can_be():
-    params = {"stack": {"kernel": jnp.ones((3, 5, 3, 4)), "bias": jnp.ones((1, 4))}}
-    both = {"stack/kernel": Axes(layers=(0, 2)), "stack/bias": Axes(layers=0)}
-    state = ftp(BASE, axes=both).init(params)
+    params = {
+        "stack": {"kernel": jnp.ones((3, 5, 3, 4)), "bias": jnp.ones((1, 4))},
+        "thin": jnp.ones((1, 2, 4)),
+    }
+    declared = {"stack/kernel": Axes(layers=(0, 2)), "stack/bias": Axes(layers=0)}
+    state = ftp(BASE, axes=declared | {"thin": Axes(layers=1)}).init(params)
     found = report(state, params).groups
     assert [(group.name, group.layer) for group in found] == [
         ("stack/bias", 0),
         *(("stack/kernel", i) for i in range(9)),
+        *(("thin", i) for i in range(2)),
     ]
-    assert [group.rows for group in found] == [1, *(9 * [4])]
+    assert [group.rows for group in found] == [1, *(11 * [4])]
