@@ -66,14 +66,18 @@ def section(comment: str, names: list[str]) -> str:
 
 
 def modules() -> list[str]:
-    """Public modules, which need another package or are programs: not imported by `tpgm_jax`."""
+    """Public modules, most of which need another package or are programs."""
     names = [module.name for module in pkgutil.iter_modules(tpgm_jax.__path__)]
     return [f"tpgm_jax.{name}" for name in names if not name.startswith("_")]
 
 
 def reference() -> str:
     """The page's sections, in Markdown."""
-    sections = [section(*group) for group in groups(inspect.getsource(tpgm_jax))]
+    sections = []
+    for comment, public in groups(inspect.getsource(tpgm_jax)):
+        # Modules have sections of their own, whether imported or not.
+        names = [name for name in public if not inspect.ismodule(getattr(tpgm_jax, name))]
+        sections += [section(comment, names)] if names else []
     sections += [
         f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```\n"
         for name in modules()

@@ -17,9 +17,9 @@ import numpy as np
 from tpgm_jax._axes import Axes, AxesSpec, layout
 from tpgm_jax._ball import AnchorState
 from tpgm_jax._checks import check_choice
-from tpgm_jax._distances import Arrays, Part
 from tpgm_jax._ftp import FTPState
 from tpgm_jax._names import Nothing, by_name, is_nothing, leaves, matches
+from tpgm_jax._report.distances import Arrays, Part
 from tpgm_jax._state import LEARNED, known_names
 
 

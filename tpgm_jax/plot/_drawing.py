@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tpgm_jax import _depth
+from tpgm_jax.plot import _depth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from tpgm_jax import _depth, _drawing
 from tpgm_jax._report import Report
+from tpgm_jax.plot import _depth, _drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,12 +8,12 @@ import jax
 import optax
 from jax.core import Tracer
 
-from tpgm_jax import _table
 from tpgm_jax._axes import AxesSpec
 from tpgm_jax._checks import check_norm
-from tpgm_jax._distances import Measured, Part, measured
 from tpgm_jax._names import by_name, in_order
-from tpgm_jax._parts import parts_of
+from tpgm_jax._report import table
+from tpgm_jax._report.distances import Measured, Part, measured
+from tpgm_jax._report.parts import parts_of
 from tpgm_jax._state import ours
 
 if TYPE_CHECKING:
@@ -96,10 +96,10 @@ class Report:
         }
 
     def __repr__(self) -> str:
-        return _table.plain(self.groups, self.excluded)
+        return table.plain(self.groups, self.excluded)
 
     def __rich__(self) -> "Table":
-        return _table.rich(self.groups, self.excluded)
+        return table.rich(self.groups, self.excluded)
 
 
 def report(
