@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from tpgm_jax import _radii
-from tpgm_jax._axes import Layout
+from tpgm_jax._axes import Layout, Tensor
 from tpgm_jax._projection import norms
 
 
@@ -26,16 +26,25 @@ def units(
     """`U` of each group, `[G]`, positive; ones if `unit` is "norm"."""
     if unit == "norm" or not anchor:
         return _radii.full(layout, 1.0, dtype)
+    sums = [row_sums(x, t, norm, dtype) for x, t in zip(anchor, layout.tensors, strict=True)]
+    return from_sums(sums, layout, norm, dtype)
+
+
+def row_sums(anchor: jax.Array, tensor: Tensor, norm: str, dtype: jnp.dtype) -> jax.Array:
+    """All that is needed of one tensor: the sum over rows of `N(W0)`, or of its square for "l2"."""
     # Row by row and then over rows, as the hyper-gradients are summed, so that devices add up both
     # in one go.
     power = 1 if norm == "mars" else 2
-    sums = [
-        jnp.sum(norms(x.astype(dtype), t, norm) ** power, axis=t.rows, keepdims=True)
-        for x, t in zip(anchor, layout.tensors, strict=True)
-    ]
-    kernels = [(x, y) for x, y, t in zip(sums, anchor, layout.tensors, strict=True) if t.rows]
-    typical = kernels or list(zip(sums, anchor, strict=True))
-    mean = sum(jnp.sum(x) for x, _ in typical) / sum(y.size for _, y in typical)
+    return jnp.sum(norms(anchor.astype(dtype), tensor, norm) ** power, tensor.rows, keepdims=True)
+
+
+def from_sums(sums: list[jax.Array], layout: Layout, norm: str, dtype: jnp.dtype) -> jax.Array:
+    """`U` of each group, from the `row_sums` of each tensor."""
+    power = 1 if norm == "mars" else 2
+    sizes = [math.prod(tensor.shape) for tensor in layout.tensors]
+    kernels = [(x, n) for x, n, t in zip(sums, sizes, layout.tensors, strict=True) if t.rows]
+    typical = kernels or list(zip(sums, sizes, strict=True))
+    mean = sum(jnp.sum(x) for x, _ in typical) / sum(n for _, n in typical)
     # An anchor of zeros has no size; adapters start so, and then a unit is as good as another.
     mean = jnp.where(mean > 0, mean, 1.0)
 
