@@ -1,0 +1,202 @@
+"""`tpgm-jax compare`: distances by hand, and what only one checkpoint has."""
+
+import json
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from checkpoint_files import FORMATS, SHAPES, command, compared, save, weights
+
+from tpgm_jax._axes import Axes, layout
+from tpgm_jax._projection import norms
+from tpgm_jax.cli import _distance, _plot
+
+each_format = pytest.mark.parametrize("suffix", FORMATS.values(), ids=FORMATS)
+# The axes along which a row extends, by hand: attention's outputs are its heads.
+INPUTS = {
+    "block_0/query/kernel": 0,
+    "block_0/query/bias": (0, 1),
+    "block_2/norm/scale": 0,
+    "block_10/kernel": 0,
+    "layers/kernel": 1,
+    "gain": (),
+}
+STACKED = ("--axes", "layers/.*=auto,0")
+
+
+@each_format
+def test_distances_are_those_worked_out_by_hand(suffix, tmp_path, capsys):
+    w0, w = weights(0), weights(1)
+    paths = [save(tmp_path / f"{i}{suffix}", x) for i, x in enumerate((w0, w))]
+    found = compared(capsys, *paths, *STACKED)
+    assert found["same_structure"]
+    # As people count, and not as letters sort: 10 after 2.
+    assert [x["name"] for x in found["tensors"]] == [
+        *("block_0/query/bias", "block_0/query/kernel", "block_2/norm/scale", "block_10/kernel"),
+        *("gain", "layers/kernel"),
+    ]
+    total = 0.0
+    for x in found["tensors"]:
+        name = x["name"]
+        d = w[name].astype(np.float64) - w0[name].astype(np.float64)
+        rows = np.abs(d).sum(axis=INPUTS[name])
+        lengths = np.sqrt((d**2).sum(axis=(1, 2) if name == "layers/kernel" else None))
+        expected = [rows.max(), rows.mean(), lengths.max(), lengths.mean()]
+        received = [*x["mars"].values(), *x["l2"].values()]
+        np.testing.assert_allclose(received, expected, rtol=1e-13)  # a few ulps of float64
+        relative = np.linalg.norm(d) / np.linalg.norm(w0[name].astype(np.float64))
+        np.testing.assert_allclose(x["relative"], relative, rtol=1e-13)
+        assert (x["shape"], x["dtype"]) == (list(SHAPES[name]), "float32")
+        total += np.sum(d**2)
+    np.testing.assert_allclose(found["totals"]["l2"], total**0.5, rtol=1e-13)
+    assert found["totals"]["parameters"] == sum(x.size for x in w.values())
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "layers"),
+    [((3, 4, 5), 0, ()), ((3, 4, 5), 1, 0), ((1, 60), -1, ()), ((60, 1), 0, ()), ((7,), (), ())],
+)
+def test_measuring_by_blocks_agrees_with_the_librarys_norms(shape, rows, layers, monkeypatch):
+    monkeypatch.setattr(_distance, "BLOCK", 7)
+    rng = np.random.default_rng(0)
+    w0, w = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
+    (tensor,) = layout({"w": w}, axes={"w": Axes(rows, layers)}).tensors
+    found = _distance.distance(w, w0, tensor)
+    for norm, largest, mean in (
+        ("mars", found.mars_largest, found.mars_mean),
+        ("l2", found.l2_largest, found.l2_mean),
+    ):
+        expected = norms(jnp.asarray(w - w0), tensor, norm)
+        # Sums of up to 60 numbers in float32, each rounded by half an ulp.
+        np.testing.assert_allclose(largest, jnp.max(expected), rtol=60 * 6e-8)
+        np.testing.assert_allclose(mean, jnp.mean(expected), rtol=60 * 6e-8)
+
+
+def test_rows_are_first_in_pytorch_and_last_in_flax_unless_it_is_said(tmp_path, capsys):
+    shapes = {"layer.weight": (3, 2), "layer.bias": (3,), "dense.kernel": (3, 2)}
+    w0 = {name: np.zeros(s, np.float32) for name, s in shapes.items()}
+    w = {name: np.arange(np.prod(s), dtype=np.float32).reshape(s) for name, s in shapes.items()}
+    paths = [save(tmp_path / f"{i}.safetensors", x) for i, x in enumerate((w0, w))]
+
+    def largest(*args):
+        found = compared(capsys, *paths, *args)["tensors"]
+        return {x["name"]: x["mars"]["largest"] for x in found}
+
+    # [[0 1] [2 3] [4 5]]: the last row sums to 9, the last column too; the mean tells them apart.
+    assert largest() == {"layer.weight": 9, "layer.bias": 3, "dense.kernel": 9}
+    means = {
+        rows: [x["mars"]["mean"] for x in compared(capsys, *paths, *args)["tensors"]]
+        for rows, args in {
+            "auto": (),
+            "first": ("--rows", "first"),
+            "last": ("--rows", "last"),
+            "axes": ("--axes", r"dense\..*=0", "--axes", ".*weight=none"),
+        }.items()
+    }
+    # In the order dense.kernel, layer.bias, layer.weight.
+    assert means == {
+        "auto": [7.5, 3, 5],
+        "first": [5, 3, 5],
+        "last": [7.5, 3, 7.5],
+        "axes": [5, 3, 15],
+    }
+
+
+@each_format
+def test_what_differs_in_structure_is_listed_and_ends_in_1(suffix, tmp_path, capsys):
+    w0, w = weights(0), weights(1)
+    del w0["gain"]
+    w["head/kernel"] = np.ones((5, 2), np.float32)
+    w0["old/bias"] = np.ones(2, np.float32)
+    w["block_10/kernel"] = w["block_10/kernel"][:, :4]
+    w["block_2/norm/scale"] = w["block_2/norm/scale"].astype(ml_dtypes.bfloat16)
+    w0["count"], w["count"] = np.array([1, 2], np.int32), np.array([1, 3], np.int32)
+    paths = [save(tmp_path / f"{i}{suffix}", x) for i, x in enumerate((w0, w))]
+    found = compared(capsys, *paths)
+    assert not found["same_structure"]
+    assert sorted(found["only_finetuned"]) == ["gain", "head/kernel"]
+    assert found["only_pretrained"] == ["old/bias"]
+    assert found["shapes_differ"] == [
+        {"name": "block_10/kernel", "pretrained": [6, 5], "finetuned": [6, 4]}
+    ]
+    assert found["dtypes_differ"] == [
+        {"name": "block_2/norm/scale", "pretrained": "float32", "finetuned": "bfloat16"}
+    ]
+    assert "block_2/norm/scale" in [x["name"] for x in found["tensors"]]
+    assert found["not_measured"] == [
+        {"name": "count", "shape": [2], "dtype": "int32", "same": False}
+    ]
+    code, out, err = command(capsys, "compare", *paths)
+    assert (code, err) == (1, "")
+    for line in (
+        "only in PRETRAINED: old/bias",
+        "only in FINETUNED: head/kernel",
+        "shapes differ: block_10/kernel: (6, 5) and (6, 4)",
+        "dtypes differ: block_2/norm/scale: float32 and bfloat16",
+        "not measured (int32), different: count",
+    ):
+        assert line in out.splitlines()
+    # What is excluded counts as no difference.
+    skip = "gain|head/.*|old/.*|block_(2|10)/.*"
+    assert compared(capsys, *paths, "--exclude", skip)["same_structure"]
+
+
+def test_different_formats_compare(tmp_path, capsys):
+    flat = weights(0)
+    paths = {name: save(tmp_path / f"x{suffix}", flat) for name, suffix in FORMATS.items()}
+    for path in paths.values():
+        found = compared(capsys, paths["npz"], path)
+        assert found["same_structure"]
+        assert found["totals"]["l2"] == 0
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".msgpack", ".npz", ""])
+def test_half_precision_and_numbers_that_are_not_finite(suffix, tmp_path, capsys):
+    w0 = {"a": np.zeros(4, ml_dtypes.bfloat16), "b": np.zeros(3, np.float16)}
+    w = {"a": np.array([1, 2, 4, 8], ml_dtypes.bfloat16), "b": w0["b"] + np.float16(np.nan)}
+    if suffix != ".npz":  # which has no name for it
+        w0["c"] = np.zeros(2, ml_dtypes.float8_e4m3fn)
+        w["c"] = np.array([1, 2], ml_dtypes.float8_e4m3fn)
+    paths = [save(tmp_path / f"{i}{suffix}", x) for i, x in enumerate((w0, w))]
+    a, b, *c = compared(capsys, *paths)["tensors"]
+    assert (a["dtype"], a["mars"]["largest"], a["l2"]["largest"]) == ("bfloat16", 15, 85**0.5)
+    assert a["relative"] is None  # the anchor has no size
+    assert (b["mars"]["largest"], b["not_finite"]) == (None, 3)
+    assert [x["mars"]["largest"] for x in c] == ([] if suffix == ".npz" else [3])
+    assert "not finite: 3 entries of b" in command(capsys, "compare", *paths)[1]
+
+
+def test_names_can_not_write_to_the_terminal(tmp_path, capsys):
+    name = "a\x1b[2J\nb\u202e\x9b$\\frac$[red]é"
+    path = save(tmp_path / "x.safetensors", {name: np.ones(2, np.float32)})
+    code, out, _ = command(capsys, "compare", path, path, "--plot", tmp_path / "x.png")
+    assert code == 0
+    assert r"a\x1b[2J\nb\u202e\x9b$\frac$[red]é  " in out
+    assert out.isprintable() is False  # for its line ends alone
+    assert all(line.isprintable() for line in out.splitlines())
+    assert compared(capsys, path, path)["tensors"][0]["name"] == name
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_shows_every_distance(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(_plot, "MOST_LABELS", 10)
+    flat = {f"block_{i}/kernel": np.full((2, 2), 0.1 * i, np.float32) for i in range(25)}
+    zeros = {name: np.zeros_like(x) for name, x in flat.items()}
+    paths = [save(tmp_path / f"{i}.npz", x) for i, x in enumerate((zeros, flat))]
+    code, _, _ = command(capsys, "compare", *paths, "--plot", tmp_path / "x.svg")
+    assert code == 0
+    svg = (tmp_path / "x.svg").read_text()
+    # A marker for each of the three panels but where nothing moved; the anchor of zeros leaves
+    # the third one empty.
+    assert svg.count("<use ") > 2 * 24
+    # Every third has a label, as there are more than ten.
+    assert all(f"block_{i}/kernel" in svg for i in (0, 3, 24))
+    assert "block_1/kernel" not in svg
+
+
+def test_json_is_all_that_is_printed(tmp_path, capsys):
+    path = save(tmp_path / "x.npz", weights(0))
+    _, out, err = command(capsys, "compare", path, path, "--json")
+    assert err == ""
+    assert json.loads(out)["totals"]["tensors"] == len(SHAPES)

@@ -1,0 +1,290 @@
+"""Files that are missing, damaged or made to harm: exit code 2 and one line, in little memory."""
+
+import io
+import json
+import os
+import pickle
+import re
+import struct
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from checkpoint_files import command, save, weights
+
+HUGE = 2**40
+HARM = Path(tempfile.gettempdir()) / f"tpgm-jax-harm-{os.getpid()}"
+
+
+class Harmful:
+    """Were this unpickled, the test would know."""
+
+    def __reduce__(self):
+        return (os.mkdir, (str(HARM),))
+
+
+def safetensors_bytes(header, data=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def tensor(start, stop, shape, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+
+
+def array(shape: Any, dtype="float32", data=b"\0" * 8, code=1):
+    return msgpack.ExtType(code, msgpack.packb((shape, dtype, data)))
+
+
+def packed(value) -> Any:
+    return msgpack.packb(value)
+
+
+def npz(*members, **options):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", **options) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+def npy(array: Any = None, header: Any = None, data=b"", version=(1, 0)):
+    file = io.BytesIO()
+    if header is None:
+        np.lib.format.write_array(file, array, allow_pickle=True)
+    else:
+        text = header.encode()
+        file.write(b"\x93NUMPY" + bytes(version) + struct.pack("<H", len(text)) + text + data)
+    return file.getvalue()
+
+
+def header(shape, descr="<f4"):
+    return repr({"descr": descr, "fortran_order": False, "shape": shape}) + "\n"
+
+
+objects = np.array([Harmful()], dtype=object)
+BOMB = npz(("w.npy", npy(np.zeros(20 * 2**20, np.float32))), compression=zipfile.ZIP_DEFLATED)
+TWICE = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},' * 2
+TWICE = TWICE.replace(b'},{"a"', b'},"a"').rstrip(b",") + b"}"
+
+HOSTILE = {
+    # name: suffix, contents, and what the message says
+    "empty": (".npz", b"", "is empty"),
+    "text": ("", b"hello, world", "of no format"),
+    "git lfs": (".safetensors", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    "pickle": (".pt", pickle.dumps({"w": 1}, protocol=4), "never loaded"),
+    "harmful pickle": (".npz", pickle.dumps(Harmful(), protocol=2), "never loaded"),
+    "old pickle": (".pkl", pickle.dumps({"w": 1}, protocol=0), "never loaded"),
+    "pytorch": (".bin", npz(("x/data.pkl", pickle.dumps({}))), "save_file"),
+    "header beyond the file": (".safetensors", b"\xff" * 7 + b"\x7f{}", "claims a header of"),
+    "header of 4 GiB": (".safetensors", safetensors_bytes({}, length=2**32), "claims a header"),
+    "header cut off": (".safetensors", b"\x08\0\0", "claims a header|can not be read"),
+    "no json": (".safetensors", safetensors_bytes(b"{" * 50), "InvalidHeader|invalid JSON"),
+    "json bomb": (".safetensors", safetensors_bytes(b'{"a":' * 10**5), "can not be read"),
+    "data cut off": (
+        ".safetensors",
+        safetensors_bytes({"a": tensor(0, 8, [2])}, b"\0" * 4),
+        "can not be read",
+    ),
+    "data too long": (
+        ".safetensors",
+        safetensors_bytes({"a": tensor(0, 8, [2])}, b"\0" * 9),
+        "can not be read",
+    ),
+    "offsets backwards": (
+        ".safetensors",
+        safetensors_bytes({"a": tensor(8, 0, [2])}, b"\0" * 8),
+        "can not be read",
+    ),
+    "offsets negative": (
+        ".safetensors",
+        safetensors_bytes({"a": tensor(-8, 0, [2])}, b"\0" * 8),
+        "can not be read",
+    ),
+    "offsets overlapping": (
+        ".safetensors",
+        safetensors_bytes({"a": tensor(0, 8, [2]), "b": tensor(4, 12, [2])}, b"\0" * 12),
+        "can not be read",
+    ),
+    "shape too large": (
+        ".safetensors",
+        safetensors_bytes({"a": tensor(0, 8, [HUGE])}, b"\0" * 8),
+        "can not be read",
+    ),
+    "shape that overflows": (
+        ".safetensors",
+        safetensors_bytes({"a": tensor(0, 0, [2**32, 2**32])}),
+        "can not be read",
+    ),
+    "unknown dtype": (
+        ".safetensors",
+        safetensors_bytes({"a": tensor(0, 8, [2], "X9")}, b"\0" * 8),
+        "can not be read",
+    ),
+    "a key twice": (".safetensors", safetensors_bytes(TWICE, b"\0" * 8), "can not be read"),
+    "msgpack cut off": (".msgpack", packed({"a": array((2,))})[:-1], "can not be read"),
+    "msgpack with a tail": (".msgpack", packed({"a": array((2,))}) + b"\0", "1 bytes follow"),
+    "msgpack of no map": (".msgpack", packed(7), "no map"),
+    "map of 4 billion": (".msgpack", b"\xdf\xff\xff\xff\xff\xa1a", "can not be read"),
+    "list of 4 billion": (".msgpack", b"\x81\xa1a\xdd\xff\xff\xff\xff", "can not be read"),
+    "bytes of 4 GiB": (".msgpack", b"\x81\xa1a\xc6\xff\xff\xff\xffxyz", "can not be read"),
+    "array of 4 GiB": (".msgpack", b"\x81\xa1a\xc9\xff\xff\xff\xff\1xyz", "can not be read"),
+    "deep maps": (".msgpack", b"\x81\xa1a" * 10**5 + b"\xc0", "nested more than"),
+    "deep lists": (".msgpack", b"\x81\xa1a" + b"\x91" * 10**5 + b"\xc0", "nested more than"),
+    "deep key": (".msgpack", b"\x81" + b"\x91" * 10**5 + b"\xc0", "can not be read"),
+    "array too small": (".msgpack", packed({"a": array((HUGE,))}), "8 bytes, and"),
+    "array with a tail": (
+        ".msgpack",
+        packed({"a": msgpack.ExtType(1, packed(((2,), "float32", b"\0" * 8)) + b"\0")}),
+        "does not have them",
+    ),
+    "array of negative size": (".msgpack", packed({"a": array((-2,))}), "proper shape"),
+    "array of no shape": (".msgpack", packed({"a": array("xx")}), "can not be read"),
+    "array of nothing": (".msgpack", packed({"a": msgpack.ExtType(1, b"")}), "can not be read"),
+    "pieces that lie": (
+        ".msgpack",
+        packed({"__msgpack_chunked_array__": True, "shape": {"0": HUGE}, "chunks": {"0": 1}}),
+        "do not make an array",
+    ),
+    "two of the same path": (
+        ".msgpack",
+        packed({"a": {"b": array((2,))}, "a/b": array((2,))}),
+        "two parameters called 'a/b'",
+    ),
+    "objects": (".npz", npz(("w.npy", npy(objects))), "never loaded"),
+    "zip without arrays": (".npz", npz(("readme", b"x")), "without arrays"),
+    "zip cut off": (".npz", npz(("w.npy", npy(np.ones(9))))[:-9], "can not be read"),
+    "zip bomb": (".npz", BOMB, "bomb"),
+    "shape beyond its member": (
+        ".npz",
+        npz(("w.npy", npy(header=header((HUGE,)), data=b"\0" * 8))),
+        "has not the",
+    ),
+    "negative shape": (
+        ".npz",
+        npz(("w.npy", npy(header=header((-2, -1)), data=b"\0" * 8))),
+        "has not the|can not be read",
+    ),
+    "header that is code": (
+        ".npz",
+        npz(("w.npy", npy(header="__import__('os').abort()\n"))),
+        "can not be read",
+    ),
+    "header that is deep": (".npz", npz(("w.npy", npy(header="(" * 9000))), "can not be read"),
+    "header of the future": (
+        ".npz",
+        npz(("w.npy", npy(header=header((1,)), version=(9, 0)))),
+        "can not be read|unknown to us",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(("suffix", "contents", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_hostile_files_are_refused_in_one_line(suffix, contents, message, tmp_path, capsys):
+    path = tmp_path / f"bad{suffix}"
+    path.write_bytes(contents)
+    good = save(tmp_path / "good.npz", {"w": np.ones(2, np.float32)})
+    for args in (("compare", path, good), ("project", good, path, "--alpha", 0, "-o", "out")):
+        code, out, err = command(capsys, *args)
+        assert (code, out) == (2, "")
+        assert err.startswith("tpgm-jax: error: ")
+        assert err.count("\n") == 1
+        assert re.search(message, err), err
+    assert not HARM.exists()
+    assert sorted(os.listdir(tmp_path)) == sorted([path.name, "good.npz"])
+
+
+def orbax(tmp_path):
+    return save(tmp_path / "orbax", weights(0))
+
+
+def without_structure(path):
+    (path / "_METADATA").unlink()
+
+
+def structure_cut_off(path):
+    text = (path / "_METADATA").read_text()
+    (path / "_METADATA").write_text(text[: len(text) // 2])
+
+
+def structure_deep(path):
+    (path / "_METADATA").write_text('{"tree_metadata":' * 10**5)
+
+
+def data_gone(path):
+    for file in [*path.glob("d/*"), *path.glob("ocdbt.process_0/d/*")]:
+        file.unlink()
+
+
+def data_cut_off(path):
+    for file in [*path.glob("d/*"), *path.glob("ocdbt.process_0/d/*")]:
+        file.write_bytes(file.read_bytes()[:-20])
+
+
+DAMAGES = {
+    without_structure: "no Orbax checkpoint",
+    structure_cut_off: "can not be read",
+    structure_deep: "can not be read",
+    data_gone: "can not be read",
+    data_cut_off: "can not be read",
+}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), DAMAGES.items(), ids=[damage.__name__ for damage in DAMAGES]
+)
+def test_damaged_orbax_directories_are_refused_in_one_line(damage, message, tmp_path, capsys):
+    path = orbax(tmp_path)
+    damage(path)
+    code, out, err = command(capsys, "compare", path, path)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert re.search(message, err), err
+
+
+def test_no_name_leads_out_of_an_orbax_directory(tmp_path, capsys):
+    # Without OCDBT a parameter is a directory of its own, and its name a path. Orbax refuses it.
+    path = tmp_path / "orbax"
+    ocp.PyTreeCheckpointer(use_ocdbt=False).save(path, {"gain": np.ones(2, np.float32)})
+    (path / "gain").rename(tmp_path / "gain")
+    text = (path / "_METADATA").read_text()
+    (path / "_METADATA").write_text(text.replace("gain", "../gain"))
+    code, out, err = command(capsys, "compare", path, path)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+
+
+def test_an_orbax_directory_that_claims_too_much_is_refused(tmp_path, capsys):
+    # 80 MB of zeros, which Orbax compresses to next to nothing.
+    path = save(tmp_path / "orbax", {"w": np.zeros(20 * 2**20, np.float32)})
+    code, _, err = command(capsys, "compare", path, path)
+    assert code == 2
+    assert "bomb" in err
+
+
+def test_the_step_of_a_checkpoint_manager_is_found(tmp_path, capsys):
+    step = tmp_path / "100"
+    save(step / "default", weights(0))
+    assert command(capsys, "compare", step, step)[0] == 0
+    save(step / "ema", weights(0))
+    code, _, err = command(capsys, "compare", step, step)
+    assert code == 2
+    assert "name one of 'default', 'ema'" in err
+
+
+def test_what_is_missing_or_no_file_is_said(tmp_path, capsys):
+    good = save(tmp_path / "good.npz", {"w": np.ones(2, np.float32)})
+    os.mkfifo(tmp_path / "fifo")  # opening it would wait for ever
+    for path, message in (
+        (tmp_path / "none.npz", "No such file"),
+        (tmp_path / "fifo", "neither a file nor a directory"),
+        (tmp_path, "no Orbax checkpoint"),
+    ):
+        code, _, err = command(capsys, "compare", good, path)
+        assert code == 2
+        assert message in err

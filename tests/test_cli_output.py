@@ -1,0 +1,269 @@
+"""Usage, exit codes, and an output that is whole or not there."""
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from checkpoint_files import FORMATS, command, save, weights
+
+from tpgm_jax.cli import _checkpoint, _npz, _orbax
+
+each_format = pytest.mark.parametrize("suffix", FORMATS.values(), ids=FORMATS)
+PROGRAM = (sys.executable, "-m", "tpgm_jax.cli")
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A pre-trained and a fine-tuned checkpoint."""
+    paths = [tmp_path / "w0.safetensors", tmp_path / "w.safetensors"]
+    for seed, path in enumerate(paths):
+        save(path, weights(seed))
+    return paths
+
+
+USAGE = {
+    "no command": ((), "required: COMMAND"),
+    "no files": (("compare",), "required: PRETRAINED, FINETUNED"),
+    "neither radius nor alpha": (("project", "W0", "W", "-o", "OUT"), "one of the arguments"),
+    "both": (("project", "W0", "W", "-o", "OUT", "--radius", 1, "--alpha", 1), "not allowed with"),
+    "no output": (("project", "W0", "W", "--alpha", 1), "required: -o"),
+    "radius of zero": (("project", "W0", "W", "-o", "OUT", "--radius", 0), "must be positive"),
+    "radius nan": (("project", "W0", "W", "-o", "OUT", "--radius", "nan"), "must be positive"),
+    "alpha beyond 1": (("project", "W0", "W", "-o", "OUT", "--alpha", 2), "between 0 and 1"),
+    "alpha with a norm": (
+        ("project", "W0", "W", "-o", "OUT", "--alpha", 1, "--norm", "l2"),
+        "leave them out",
+    ),
+    "pattern that matches nothing": (
+        ("compare", "W0", "W", "--exclude", "haed/.*"),
+        "matches no parameter.*closest",
+    ),
+    "pattern that is none": (("compare", "W0", "W", "--exclude", "("), "not a regular expression"),
+    "axes without rows": (("compare", "W0", "W", "--axes", "gain"), r"REGEX=ROWS\[,LAYERS\]"),
+    "axes that are no numbers": (("compare", "W0", "W", "--axes", "gain=x"), "invalid literal"),
+    "axes out of range": (("compare", "W0", "W", "--axes", "block_10/kernel=7"), "out of range"),
+    "axes that match nothing": (("compare", "W0", "W", "--axes", "x=0"), "matches no parameter"),
+    "plot of no picture": (("compare", "W0", "W", "--plot", "x.txt"), "must end in one of"),
+    "plot over an input": (("compare", "W0", "LINK", "--plot", "LINK"), "is an input"),
+    "output of another format": (
+        ("project", "W0", "W", "--alpha", 1, "-o", "OUT.npz"),
+        "of the format of FINETUNED, safetensors",
+    ),
+    "output over an input": (
+        ("project", "W0", "W", "--alpha", 1, "--force", "-o", "W0"),
+        "never overwritten",
+    ),
+    "output over a link to an input": (
+        ("project", "W0", "W", "--alpha", 1, "--force", "-o", "LINK"),
+        "never overwritten",
+    ),
+    "output that exists": (("project", "W0", "W", "--alpha", 1, "-o", "OLD"), "pass --force"),
+    "output in no directory": (
+        ("project", "W0", "W", "--alpha", 1, "-o", "OUT/x"),
+        "there is no directory",
+    ),
+    "output that is a directory": (
+        ("project", "W0", "W", "--alpha", 1, "--force", "-o", "DIR"),
+        "is a directory",
+    ),
+    "output to a device": (
+        ("project", "W0", "W", "--alpha", 1, "--force", "-o", "/dev/null"),
+        "is not a file",
+    ),
+}
+
+
+@pytest.mark.parametrize(("args", "message"), USAGE.values(), ids=USAGE)
+def test_wrong_usage_ends_in_2_and_changes_nothing(args, message, pair, tmp_path, capsys):
+    names = {"W0": pair[0], "W": pair[1], "LINK": tmp_path / "link.png"}
+    names |= {name: tmp_path / name for name in ("OUT", "OLD", "DIR", "OUT.npz", "OUT/x")}
+    names["LINK"].symlink_to(pair[1])
+    names["OLD"].write_bytes(b"old")
+    names["DIR"].mkdir()
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
+    code, out, err = command(capsys, *(names.get(arg, arg) for arg in args))
+    assert (code, out) == (2, "")
+    assert re.search(message, err), err
+    assert before == {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_shapes_that_differ_and_nothing_in_common_are_errors(tmp_path, capsys):
+    flats = [{"a": np.ones(2)}, {"a": np.ones(3)}, {"b": np.ones(2)}]
+    a, longer, other = [save(tmp_path / f"{i}.npz", x) for i, x in enumerate(flats)]
+    for finetuned, message in (
+        (longer, "'a' has shape (2,) in PRETRAINED"),
+        (other, "'a' and 'b'"),
+    ):
+        out = tmp_path / "out.npz"
+        code, _, err = command(capsys, "project", a, finetuned, "--alpha", 1, "-o", out)
+        assert code == 2
+        assert message in err
+        assert not out.exists()
+    assert command(capsys, "compare", a, other)[0] == 1
+
+
+def test_help_has_examples_and_exit_codes(capsys):
+    for args in (("--help",), ("compare", "--help"), ("project", "--help")):
+        code, out, err = command(capsys, *args)
+        assert (code, err) == (0, "")
+        assert "exit codes:" in out
+        assert ("examples:" in out) == (len(args) == 2)
+
+
+def test_a_library_that_is_missing_is_named_with_its_extra(pair, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    code, _, err = command(capsys, "compare", *pair)
+    assert code == 2
+    assert "needs safetensors" in err
+    assert "pip install 'tpgm-jax[cli]'" in err
+
+
+def test_force_overwrites_and_keeps_links_and_permissions(pair, tmp_path, capsys):
+    real, link = tmp_path / "real.safetensors", tmp_path / "link.safetensors"
+    real.write_bytes(b"old")
+    real.chmod(0o640)
+    link.symlink_to(real)
+    args = ("project", *pair, "--alpha", 1, "--force", "-o", link)
+    assert command(capsys, *args)[0] == 0
+    assert link.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o640
+    assert real.read_bytes() == pair[1].read_bytes()
+
+
+@each_format
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(
+    error, suffix, tmp_path, capsys, monkeypatch
+):
+    paths = [save(tmp_path / f"{i}{suffix}", weights(i)) for i in range(2)]
+    out = tmp_path / f"out{suffix}"
+    if suffix:
+        out.write_bytes(b"old")
+    before = sorted(os.listdir(tmp_path))
+
+    def fail(path):
+        raise error
+
+    # When all is written and about to be synchronised; and in the middle.
+    for target, name in (("tpgm_jax.cli._output._sync", fail), (None, None)):
+        with monkeypatch.context() as patch:
+            if target is not None:
+                patch.setattr(target, name)
+            else:
+                patch.setattr(_reader(suffix), "read", failing(_reader(suffix).read, error))
+            code, _, err = command(capsys, "project", *paths, "--alpha", 0.5, "--force", "-o", out)
+        assert code == (2 if isinstance(error, OSError) else 130)
+        assert ("No space left" in err) == (code == 2)
+        assert sorted(os.listdir(tmp_path)) == before
+        assert not suffix or out.read_bytes() == b"old"
+
+
+def failing(read, error, reads=5):
+    """A method that raises after a few calls."""
+    done = []
+
+    def fail(self, name):
+        done.append(name)
+        if len(done) > reads:
+            raise error
+        return read(self, name)
+
+    return fail
+
+
+def _reader(suffix):
+    return {".npz": _npz.Npz, "": _orbax.Orbax}.get(suffix, _checkpoint.Ranges)
+
+
+def test_a_disk_that_is_full_leaves_the_old_file(tmp_path, capsys):
+    flats = [{"w": np.full(10**5, i, np.float32)} for i in range(2)]
+    paths = [save(tmp_path / f"{i}.safetensors", x) for i, x in enumerate(flats)]
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, before[1]))
+    try:
+        code, _, err = command(capsys, "project", *paths, "--alpha", 0.5, "--force", "-o", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 2
+    assert "File too large" in err
+    assert out.read_bytes() == b"old"
+    assert len(os.listdir(tmp_path)) == 3
+
+
+def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path):
+    # 400 tensors and more than 100 MB, so that there is a middle.
+    rng = np.random.default_rng(0)
+    flat = {f"{i}/kernel": rng.normal(size=2**16).astype(np.float32) for i in range(400)}
+    path = save(tmp_path / "w.safetensors", flat)
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"old")
+    args = ("project", path, path, "--alpha", "0.5", "--force", "-o", out)
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = subprocess.Popen([*PROGRAM, *map(str, args)], stderr=subprocess.PIPE)
+        while not (begun := list(tmp_path.glob(".tpgm-jax-*.tmp"))):
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(number)
+        process.communicate()
+        assert process.returncode == code
+        assert out.read_bytes() == b"old"
+        left = list(tmp_path.glob(".tpgm-jax-*.tmp"))
+        assert left == (begun if number == signal.SIGKILL else [])
+        for leftover in left:
+            leftover.unlink()
+
+
+def test_a_reader_that_has_gone_ends_in_141(tmp_path):
+    path = save(tmp_path / "w.npz", weights(0))
+    process = subprocess.Popen(
+        [*PROGRAM, "compare", path, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    said = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(), said) == (141, b"")
+
+
+def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
+    # 64 tensors of 4 MB, of which both files together would take 512 MB.
+    tensor = np.random.default_rng(0).normal(size=(2**10, 2**10)).astype(np.float32)
+    flat = {f"block_{i}/kernel": tensor for i in range(64)}
+    path = save(tmp_path / "w.safetensors", flat)
+    code = (
+        "import resource, sys; from tpgm_jax.cli._main import run;"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024;"
+        "import safetensors; before = peak();"
+        "assert run(['compare', *sys.argv[1:]]) == 0; compared = peak() - before;"
+        "assert run(['project', *sys.argv[1:], '--radius', '1', '-o', sys.argv[1] + '.o']) == 0;"
+        "print(compared, peak() - before)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, path, path], capture_output=True, text=True, check=True
+    )
+    compared, projected = map(int, run.stdout.splitlines()[-1].split())
+    # In MB. Two tensors and blocks of a million numbers in float64; eight tensors in float32, and
+    # some 120 for JAX and its compiler, which do not grow with the file.
+    assert compared < 2 * 4 + 6 * 8 + 10
+    assert projected < 8 * 4 + 150
+
+
+def test_nothing_of_it_is_imported_with_the_package():
+    code = (
+        "import sys, tpgm_jax; assert not [m for m in sys.modules if 'tpgm_jax.cli' in m];"
+        "from tpgm_jax.cli import main;"
+        "assert main(['--version']) == 0;"
+        "print([m for m in ('safetensors', 'orbax', 'msgpack', 'rich', 'tqdm', 'matplotlib')"
+        " if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,7 @@
+"""`python -m tpgm_jax.cli`."""
+
+import sys
+
+from tpgm_jax.cli import main
+
+sys.exit(main())
