@@ -198,26 +198,44 @@ def test_a_disk_that_is_full_leaves_the_old_file(tmp_path, capsys):
     assert len(os.listdir(tmp_path)) == 3
 
 
+# The program, which stops at the second tensor until it is killed.
+STALLED = """
+import sys, time
+from pathlib import Path
+from tpgm_jax.cli import _project, main
+calls, interpolated = [], _project.interpolated
+def stalled(*args):
+    calls.append(args)
+    if len(calls) == 2:
+        Path(sys.argv[1]).touch()
+        time.sleep(60)
+    return interpolated(*args)
+_project.interpolated = stalled
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path):
-    # 400 tensors and more than 100 MB, so that there is a middle.
-    rng = np.random.default_rng(0)
-    flat = {f"{i}/kernel": rng.normal(size=2**16).astype(np.float32) for i in range(400)}
+    flat = {f"{i}/kernel": np.ones(2**10, np.float32) for i in range(3)}
     path = save(tmp_path / "w.safetensors", flat)
-    out = tmp_path / "out.safetensors"
+    out, marker = tmp_path / "out.safetensors", tmp_path / "marker"
     out.write_bytes(b"old")
     args = ("project", path, path, "--alpha", "0.5", "--force", "-o", out)
     for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        process = subprocess.Popen([*PROGRAM, *map(str, args)], stderr=subprocess.PIPE)
-        while not (begun := list(tmp_path.glob(".tpgm-jax-*.tmp"))):
+        words = [sys.executable, "-c", STALLED, *map(str, (marker, *args))]
+        process = subprocess.Popen(words, stderr=subprocess.PIPE)
+        while not marker.exists():
             assert process.poll() is None
-            time.sleep(0.001)
+            time.sleep(0.01)
+        begun = list(tmp_path.glob(".tpgm-jax-*.tmp"))
+        assert len(begun) == 1
         process.send_signal(number)
         process.communicate()
         assert process.returncode == code
         assert out.read_bytes() == b"old"
         left = list(tmp_path.glob(".tpgm-jax-*.tmp"))
         assert left == (begun if number == signal.SIGKILL else [])
-        for leftover in left:
+        for leftover in (*left, marker):
             leftover.unlink()
 
 
