@@ -62,6 +62,8 @@ def sections(study: Study, final: bool) -> list[str]:
     made = [
         f"Made from {len(study.rows)} rows of the CSV, of which {tuning} are of the tuning seeds."
     ]
+    if any("recommended" in study.methods(model, "reused") for model in cells.MODELS):
+        made += ["### What is recommended, against the targets", tables.targets(study, shown)]
     for model in cells.MODELS:
         if study.methods(model, "reused"):
             made += [

@@ -61,7 +61,7 @@ def tuned(study: Study, model: str, head: str, shown: Groups) -> str:
                 *(f"{values(runs, [x]).mean():.1f}" for x in ("validation", "id")),
                 *(f"{x.mean():.1f}" for x in means),
                 "" if np.isnan(within(runs, overall)) else f"{within(runs, overall):.1f}",
-                f"{values(runs, ['seconds']).mean():.1f}",
+                f"{np.median(values(runs, ['seconds'])):.1f}",
             ]
         )
     return markdown(header, rows)
@@ -120,6 +120,58 @@ def differences(study: Study, model: str, head: str, shown: Groups) -> str:
         rows.append(row)
     header = [f"{what} over {LABELS[name]}" for name in BASELINES for what in ("ID", "OOD")]
     return markdown(["method", *header], rows)
+
+
+def targets(study: Study, shown: Groups) -> str:
+    """What was aimed at beforehand: `recommended` beside the best of what it is compared with.
+
+    Its ID accuracy beside that of fine-tuning at the rate that is best for it; its OOD accuracy
+    beside that of the best baseline, tuned; and how far both vary over the rates of the curve.
+    """
+    overall = next(x for k, x in shown.means.items() if k.startswith("OOD"))
+
+    def mean(runs: Mapping[Pair, Row], sets: Iterable[str]) -> float:
+        return float(values(runs, sets).mean())
+
+    rows = []
+    for model in cells.MODELS:
+        fine = study.curve(model, "reused", "finetune", "")
+        ours = study.curve(model, "reused", "recommended", "")
+        choice = study.chosen(model, "reused", "recommended")
+        settings = {name: study.chosen(model, "reused", name) for name in BASELINES}
+        tuned_runs = {
+            name: study.runs(model, "reused", name, setting)
+            for name, setting in settings.items()
+            if setting
+        }
+        if not all(map(len, (fine, ours, tuned_runs))) or not choice:
+            continue
+        best_id = max(mean(runs, ["id"]) for runs in (*fine.values(), tuned_runs["finetune"]))
+        best_ood = max((mean(x, overall), name) for name, x in tuned_runs.items() if x)
+        spans = [
+            max(accuracies) - min(accuracies)
+            for by_rate in (ours, fine)
+            for accuracies in [[mean(runs, overall) for runs in by_rate.values()]]
+        ]
+        for label, setting in (("0.01, untuned", (1e-2, "")), (f"{choice[0]:g}, tuned", choice)):
+            runs = study.runs(model, "reused", "recommended", setting)
+            if not runs:
+                continue
+            found = mean(runs, ["id"]), mean(runs, overall)
+            rows.append(
+                [
+                    MODEL_LABELS[model],
+                    label,
+                    f"{found[0]:.1f}",
+                    f"{found[0] - best_id:+.1f}",
+                    f"{found[1]:.1f}",
+                    f"{found[1] - best_ood[0]:+.1f} ({LABELS[best_ood[1]]})",
+                    f"{spans[0]:.1f} ({spans[1]:.1f})",
+                ]
+            )
+    header = ["model", "rate", "ID", "over the best fine-tuning", "OOD"]
+    header += ["over the best tuned baseline", "OOD varies by (fine-tuning)"]
+    return markdown(header, rows)
 
 
 def interval(found: object) -> str:
