@@ -8,7 +8,6 @@ which task an image is of (`accuracy`), or somebody does (`told`). Forgetting is
 tasks but the last, of the accuracy right after the task minus that in the end.
 """
 
-import argparse
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ import optax
 from tqdm import tqdm
 
 import tpgm_jax
-from benchmarks.robustness import CACHE, OUTPUT, ROOT
 from benchmarks.study import cells, pretraining
+from benchmarks.study.command import parse
 from benchmarks.study.methods import METHODS, Hyper
 from benchmarks.study.models import network
 from benchmarks.study.pretraining import FAST, Sizes
@@ -138,16 +137,9 @@ def run(output: Path, scope: Scope, sizes: Sizes, cache_folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--fast", action="store_true", help="a rehearsal; the numbers mean nothing")
-    default = OUTPUT.with_name("robustness_continual.csv")
-    parser.add_argument("--output", type=Path, help=f"default {default.relative_to(ROOT)}")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="of pre-trained networks")
-    options = parser.parse_args(arguments)
-    rehearsal = ROOT / "results" / default.name
-    output = options.output or (rehearsal if options.fast else default)
+    options = parse(__doc__, "continual", arguments)
     fast = Scope(models=("mlp",), rates=(1e-3,), seeds=(0,))
-    run(output, *((fast, FAST) if options.fast else (Scope(), Sizes())), options.cache)
+    run(options.output, *((fast, FAST) if options.fast else (Scope(), Sizes())), options.cache)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ comes of it is taken as it is, as the mean of its iterates, and both of these mi
 Nothing is held back that the study holds back: its sets are not tested at all.
 """
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ import optax
 from tqdm import tqdm
 
 import tpgm_jax
-from benchmarks.robustness import CACHE, OUTPUT, ROOT
 from benchmarks.study import cells
 from benchmarks.study.cells import Cell
+from benchmarks.study.command import parse
 from benchmarks.study.methods import METHODS, Hyper, Method
 from benchmarks.study.models import network
 from benchmarks.study.pretraining import FAST, Sizes
@@ -124,14 +123,8 @@ def overview(rows: Sequence[Mapping[str, str]]) -> list[list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--fast", action="store_true", help="a rehearsal; the numbers mean nothing")
-    default = OUTPUT.with_name("robustness_exploration.csv")
-    parser.add_argument("--output", type=Path, help=f"default {default.relative_to(ROOT)}")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="of pre-trained networks")
-    options = parser.parse_args(arguments)
-    rehearsal = ROOT / "results" / default.name
-    table = Records(options.output or (rehearsal if options.fast else default), COLUMNS)
+    options = parse(__doc__, "exploration", arguments)
+    table = Records(options.output, COLUMNS)
     models, names = (("mlp",), ("ftp",)) if options.fast else (cells.MODELS, CANDIDATES)
     rates, sizes = (RATES[:1], FAST) if options.fast else (RATES, Sizes())
     wanted = [{"model": model, "candidate": name} for name in names for model in models]

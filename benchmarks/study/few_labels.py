@@ -6,7 +6,6 @@ Nothing is tuned again: each method has the setting that was chosen with all lab
 where that is not known yet. The images for radii, 149, are then many more than those trained on.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.robustness import CACHE, OUTPUT, ROOT
 from benchmarks.study import cells, plan
 from benchmarks.study.cells import COLUMNS, Cell
+from benchmarks.study.command import parse
 from benchmarks.study.plan import Job
 from benchmarks.study.pretraining import FAST, Sizes
 from benchmarks.study.records import Records, cell, read
@@ -84,18 +83,10 @@ def run(output: Path, study: Path, scope: Scope, sizes: Sizes, cache: Path) -> N
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--fast", action="store_true", help="a rehearsal; the numbers mean nothing")
-    default = OUTPUT.with_name("robustness_few_labels.csv")
-    parser.add_argument("--output", type=Path, help=f"default {default.relative_to(ROOT)}")
-    parser.add_argument("--study", type=Path, default=OUTPUT, help="where settings were chosen")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="of pre-trained networks")
-    options = parser.parse_args(arguments)
+    options = parse(__doc__, "few_labels", arguments, study=True)
     fast = Scope(models=("mlp",), labels=(10,), seeds=(0,))
-    rehearsal = ROOT / "results" / default.name
-    output = options.output or (rehearsal if options.fast else default)
     scope, sizes = (fast, FAST) if options.fast else (Scope(), Sizes())
-    run(output, options.study, scope, sizes, options.cache)
+    run(options.output, options.study, scope, sizes, options.cache)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.study import cells
+from benchmarks.study.methods import DERIVED
 from benchmarks.study.summary import Groups, Row, Study, values
 from benchmarks.study.tables import LABELS, MODEL_LABELS, curved
 
@@ -37,7 +38,7 @@ def over_rates(study: Study, shown: Groups) -> Figure:
             for row, sets in enumerate((("id",), overall)):
                 runs = [values(x, sets) for x in by_rate.values()]
                 colour, marker = STYLES[method]
-                label = LABELS[method] + (f", {setting}" if setting else "")
+                label = _label(method, setting)
                 axes = panels[row, column]
                 axes.plot(
                     list(by_rate),
@@ -84,7 +85,7 @@ def against_each_other(study: Study, shown: Groups) -> Figure:
             x = [values(r, ["id"]).mean() for r in runs.values()]
             y = [values(r, overall).mean() for r in runs.values()]
             style = "--" if method.endswith("_mean") else "-"
-            label = LABELS[method] + (f", {setting}" if setting else "")
+            label = _label(method, setting)
             axes.plot(x, y, color=colour, marker=marker, ls=style, label=label, alpha=0.8)
             sizes = 18 + 22 * np.arange(len(x))  # larger towards the highest rate
             axes.scatter(x, y, s=sizes, color=colour, marker=marker)
@@ -124,6 +125,11 @@ def radii(rows: Sequence[Row]) -> Figure:
     if methods and any(row["model"] == cells.MODELS[0] for row in rows):
         panels[0].legend(frameon=False, fontsize=8)
     return made
+
+
+def _label(method: str, setting: str) -> str:
+    # What validation chose differs from model to model, and the legend is one for all.
+    return LABELS[method] + (f", {setting}" if setting and method in DERIVED else "")
 
 
 def _floor(axes: object, value: float, axis: str = "y") -> float:

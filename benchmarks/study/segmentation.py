@@ -8,7 +8,6 @@ full ink, else of the background. Measured is the mean intersection over union o
 classes, in percent. Nothing is tuned: each method runs at three learning rates.
 """
 
-import argparse
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from tqdm import tqdm
 
 import tpgm_jax
-from benchmarks.robustness import CACHE, OUTPUT, ROOT
 from benchmarks.study import cells, models, unet
+from benchmarks.study.command import parse
 from benchmarks.study.methods import METHODS
 from benchmarks.study.pretraining import FAST, Sizes
 from benchmarks.study.records import Records
@@ -201,16 +200,9 @@ def run(output: Path, scope: Scope, sizes: Sizes, directory: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--fast", action="store_true", help="a rehearsal; the numbers mean nothing")
-    default = OUTPUT.with_name("robustness_segmentation.csv")
-    parser.add_argument("--output", type=Path, help=f"default {default.relative_to(ROOT)}")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="of pre-trained networks")
-    options = parser.parse_args(arguments)
-    rehearsal = ROOT / "results" / default.name
-    output = options.output or (rehearsal if options.fast else default)
+    options = parse(__doc__, "segmentation", arguments)
     fast = Scope(rates=(1e-3,), seeds=(0,))
-    run(output, *((fast, FAST) if options.fast else (Scope(), Sizes())), options.cache)
+    run(options.output, *((fast, FAST) if options.fast else (Scope(), Sizes())), options.cache)
 
 
 if __name__ == "__main__":
