@@ -198,11 +198,13 @@ def test_a_disk_that_is_full_leaves_the_old_file(tmp_path, capsys):
     assert len(os.listdir(tmp_path)) == 3
 
 
-# The program, which stops at the second tensor until it is killed.
+# The program, which stops at the second tensor until it is killed. It would ignore Ctrl-C where a
+# shell runs the tests in the background.
 STALLED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from tpgm_jax.cli import _project, main
+signal.signal(signal.SIGINT, signal.default_int_handler)
 calls, interpolated = [], _project.interpolated
 def stalled(*args):
     calls.append(args)
