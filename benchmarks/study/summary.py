@@ -75,11 +75,17 @@ class Study:
     def curve(
         self, model: str, head: str, method: str, setting: str
     ) -> dict[float, dict[Pair, Row]]:
-        """By learning rate of the curve the final runs, as far as there are any."""
+        """By learning rate of the curve the final runs of those seeds that were run at all."""
         by_rate = {
             rate: self.runs(model, head, method, (rate, setting)) for rate in cells.CURVE_RATES
         }
-        return {rate: runs for rate, runs in by_rate.items() if runs}
+        by_rate = {rate: runs for rate, runs in by_rate.items() if runs}
+        shared = set[Pair].intersection(*map(set, by_rate.values())) if by_rate else set()
+        return {
+            rate: {pair: row for pair, row in runs.items() if pair in shared}
+            for rate, runs in by_rate.items()
+            if shared
+        }
 
 
 def values(runs: Mapping[Pair, Row], sets: Iterable[str]) -> np.ndarray:

@@ -123,16 +123,12 @@ def differences(study: Study, model: str, head: str, shown: Groups) -> str:
 
 
 def targets(study: Study, shown: Groups) -> str:
-    """What was aimed at beforehand: `recommended` beside the best of what it is compared with.
+    """What was aimed at beforehand: `recommended` minus the best of what it is compared with.
 
-    Its ID accuracy beside that of fine-tuning at the rate that is best for it; its OOD accuracy
-    beside that of the best baseline, tuned; and how far both vary over the rates of the curve.
+    In ID accuracy that is fine-tuning at whichever rate, under shift the baselines as validation
+    tuned them; at equal seeds. And how far OOD accuracy varies over the rates of the curve.
     """
     overall = next(x for k, x in shown.means.items() if k.startswith("OOD"))
-
-    def mean(runs: Mapping[Pair, Row], sets: Iterable[str]) -> float:
-        return float(values(runs, sets).mean())
-
     rows = []
     for model in cells.MODELS:
         fine = study.curve(model, "reused", "finetune", "")
@@ -146,26 +142,28 @@ def targets(study: Study, shown: Groups) -> str:
         }
         if not all(map(len, (fine, ours, tuned_runs))) or not choice:
             continue
-        best_id = max(mean(runs, ["id"]) for runs in (*fine.values(), tuned_runs["finetune"]))
-        best_ood = max((mean(x, overall), name) for name, x in tuned_runs.items() if x)
         spans = [
             max(accuracies) - min(accuracies)
             for by_rate in (ours, fine)
-            for accuracies in [[mean(runs, overall) for runs in by_rate.values()]]
+            for accuracies in [[values(runs, overall).mean() for runs in by_rate.values()]]
         ]
         for label, setting in (("0.01, untuned", (1e-2, "")), (f"{choice[0]:g}, tuned", choice)):
             runs = study.runs(model, "reused", "recommended", setting)
-            if not runs:
+            others = (*fine.values(), tuned_runs["finetune"])
+            below = [difference(runs, x, ["id"]) for x in others]
+            above = [(difference(runs, x, overall), name) for name, x in tuned_runs.items()]
+            above = [pair for pair in above if pair[0].pairs]
+            if not above:
                 continue
-            found = mean(runs, ["id"]), mean(runs, overall)
+            closest, name = min(above)
             rows.append(
                 [
                     MODEL_LABELS[model],
                     label,
-                    f"{found[0]:.1f}",
-                    f"{found[0] - best_id:+.1f}",
-                    f"{found[1]:.1f}",
-                    f"{found[1] - best_ood[0]:+.1f} ({LABELS[best_ood[1]]})",
+                    f"{values(runs, ['id']).mean():.1f}",
+                    f"{min(x.mean for x in below if x.pairs):+.1f}",
+                    f"{values(runs, overall).mean():.1f}",
+                    f"{interval(closest)} ({LABELS[name]})",
                     f"{spans[0]:.1f} ({spans[1]:.1f})",
                 ]
             )
