@@ -250,8 +250,10 @@ def test_study_runs_reports_and_is_not_run_twice(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runs, "perform", None)
     work(path, scope, FAST, here)
-    page = tmp_path / "page.md"
-    page.write_text(f"above\n\n{report.START}\n{report.END}\n\nbelow\n")
+    page, readme = tmp_path / "docs" / "page.md", tmp_path / "README.md"
+    page.parent.mkdir()
+    for file in (page, readme):
+        file.write_text(f"above\n\n{report.START}\n{report.END}\n\nbelow\n")
     report.main(["--fast", "--input", str(path), "--page", str(page)])
     text = page.read_text()
     assert text.startswith("above")
@@ -260,7 +262,8 @@ def test_study_runs_reports_and_is_not_run_twice(tmp_path, monkeypatch):
     assert not any(name.replace("_", " ") in text for name in cells.HIDDEN)
     report.main(["--fast", "--input", str(path), "--page", str(page), "--final"])
     assert all(name.replace("_", " ") in page.read_text() for name in cells.HIDDEN)
-    assert (tmp_path / "page" / "rates.png").read_bytes().startswith(b"\x89PNG")
+    assert readme.read_text().count("| FTP | ") == 1
+    assert (page.parent / "page" / "rates.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_one_cell_by_the_command_that_the_page_shows(tmp_path, capsys, monkeypatch):

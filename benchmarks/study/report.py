@@ -47,12 +47,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_whole(pictures / f"{name}.png", lambda file, p=picture: p.savefig(file, format="png"))
     further = scenarios.sections(options.input, shown)
     made = "\n\n".join([*sections(study, options.final), *further, *_shown(drawn, pictures.name)])
-    page = options.page.read_text()
-    before, _, rest = page.partition(START)
+    fill(options.page, made)
+    # The README has a table of its own, between the same markers.
+    readme = options.page.parents[1] / "README.md"
+    if readme.exists():
+        fill(readme, tables.summary(study, shown))
+    print(f"{options.page}: {len(study.rows)} rows")
+
+
+def fill(page: Path, made: str) -> None:
+    """Puts `made` between the page's markers."""
+    before, _, rest = page.read_text().partition(START)
     after = rest.partition(END)[2]
     whole = f"{before}{START}\n\n{made}\n\n{END}{after}"
-    write_whole(options.page, lambda file: file.write(whole.encode()))
-    print(f"{options.page}: {len(study.rows)} rows")
+    write_whole(page, lambda file: file.write(whole.encode()))
 
 
 def sections(study: Study, final: bool) -> list[str]:

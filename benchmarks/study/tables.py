@@ -32,6 +32,7 @@ LABELS = {
 }
 MODEL_LABELS = {"mlp": "MLP", "conv": "conv net", "vit": "ViT"}
 BASELINES = ("finetune", "wise", "l2sp")
+SUMMARISED = ("zero_shot", *BASELINES, "ftp", "tpgm", "ftp_anchor", "recommended")
 
 
 def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -65,6 +66,31 @@ def tuned(study: Study, model: str, head: str, shown: Groups) -> str:
             ]
         )
     return markdown(header, rows)
+
+
+def summary(study: Study, shown: Groups) -> str:
+    """ID / OOD of the main methods at the settings that validation chose, a column for each model.
+
+    And in brackets between what OOD accuracies it varies over the learning rates of the curve.
+    """
+    overall = next(x for k, x in shown.means.items() if k.startswith("OOD"))
+    rows = []
+    for method in SUMMARISED:
+        row = [LABELS[method]]
+        for model in cells.MODELS:
+            choice = study.chosen(model, "reused", method)
+            runs = study.runs(model, "reused", method, choice) if choice else {}
+            settings = dict(curved(study, model))
+            by_rate = study.curve(model, "reused", method, settings.get(method, ""))
+            found = [values(x, overall).mean() for x in by_rate.values()]
+            text = ""
+            if runs:
+                text = f"{values(runs, ['id']).mean():.1f} / {values(runs, overall).mean():.1f}"
+            if len(found) == len(cells.CURVE_RATES):
+                text += f" ({min(found):.0f} to {max(found):.0f})"
+            row.append(text)
+        rows.append(row)
+    return markdown(["", *MODEL_LABELS.values()], rows)
 
 
 def each_set(study: Study, model: str, head: str, shown: Groups) -> str:
