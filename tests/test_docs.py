@@ -5,6 +5,7 @@ import inspect
 import pkgutil
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,7 @@ import pytest
 
 import tpgm_jax
 from examples.pod.options import make_parser
+from tpgm_jax.cli._arguments import parser as make_command_line
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -94,6 +96,9 @@ def unknown(words: list[str]) -> list[str]:
         case "pip", ["install", *what]:
             extras = re.findall(r"[\w-]+(?=[\w,-]*\])", " ".join(what))
             return [x for x in extras if x not in PROJECT["project"]["optional-dependencies"]]
+        case "tpgm-jax", options:
+            make_command_line().parse_args(shlex.split(" ".join(options)))  # exits likewise
+            return []
         case program, _:
             return [] if program in PROJECT["project"].get("scripts", {}) else [program]
 

@@ -1,0 +1,48 @@
+"""The commands on the page of the command line print what it shows."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
+BLOCK = re.compile(r"^```console\n\$ (.*)\n((?:.*\n)*?)```$", re.MULTILINE)
+
+SHAPES = {
+    "encoder/block_0/bias": (32,),
+    "encoder/block_0/kernel": (64, 32),
+    "encoder/block_1/kernel": (32, 16),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """With the two checkpoints of the page, of which one went a hundredth of its size."""
+    rng = np.random.default_rng(0)
+    pretrained = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
+    finetuned = {name: w + 0.01 * rng.normal(size=w.shape) for name, w in pretrained.items()}
+    made = tmp_path_factory.mktemp("page")
+    for name, flat in (("pretrained", pretrained), ("finetuned", finetuned)):
+        flat = flat | ({"head/kernel": np.ones((16, 10))} if name == "finetuned" else {})
+        np.savez(made / f"{name}.npz", **{k: w.astype(np.float32) for k, w in flat.items()})
+    return made
+
+
+def test_there_are_commands():
+    assert len(BLOCK.findall(PAGE.read_text())) == 4
+
+
+@pytest.mark.parametrize(("command", "expected"), BLOCK.findall(PAGE.read_text()))
+def test_a_command_prints_what_the_page_shows(command, expected, folder):
+    # The program and the interpreter beside it, as in an environment that is active.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    printed = subprocess.run(
+        ["sh", "-c", command],
+        **{"cwd": folder, "env": os.environ | {"PATH": path}},
+        **{"capture_output": True, "text": True},
+    )
+    assert printed.stdout == expected, printed.stderr
