@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("page")
     for name, flat in (("pretrained", pretrained), ("finetuned", finetuned)):
         flat = flat | ({"head/kernel": np.ones((16, 10))} if name == "finetuned" else {})
-        np.savez(made / f"{name}.npz", **{k: w.astype(np.float32) for k, w in flat.items()})
+        arrays: Any = {k: w.astype(np.float32) for k, w in flat.items()}
+        np.savez(made / f"{name}.npz", **arrays)
     return made
 
 
@@ -40,9 +42,8 @@ def test_there_are_commands():
 def test_a_command_prints_what_the_page_shows(command, expected, folder):
     # The program and the interpreter beside it, as in an environment that is active.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    active = os.environ | {"PATH": path}
     printed = subprocess.run(
-        ["sh", "-c", command],
-        **{"cwd": folder, "env": os.environ | {"PATH": path}},
-        **{"capture_output": True, "text": True},
+        ["sh", "-c", command], cwd=folder, env=active, capture_output=True, text=True
     )
     assert printed.stdout == expected, printed.stderr
