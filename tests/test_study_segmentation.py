@@ -8,6 +8,7 @@ import pytest
 from benchmarks.study import cells, segmentation
 from benchmarks.study.pretraining import FAST
 from benchmarks.study.sets import sets
+from benchmarks.study.training import Finished
 from benchmarks.study.unet import UNet
 from examples.digits.data import generator
 
@@ -66,20 +67,35 @@ def test_mean_iou_is_that_of_a_hand_computation():
     assert segmentation.mean_iou(classes, classes) == 1
 
 
-def test_a_rehearsal_has_a_row_for_each_method_and_goes_on(tmp_path, monkeypatch):
+def test_a_rehearsal_has_a_row_for_each_run_and_goes_on(tmp_path, monkeypatch):
     # Of two widths it compiles in half the time.
     monkeypatch.setattr(segmentation, "NETWORK", UNet(widths=(4, 8)))
 
-    def rehearse(*methods):
-        scope = segmentation.Scope(methods=methods, rates=(1e-3,), seeds=(0,))
+    def rehearse(*seeds):
+        # Of more methods each would be compiled; that they differ is tested elsewhere.
+        scope = segmentation.Scope(methods=("ftp",), rates=(1e-3,), seeds=seeds)
         segmentation.run(tmp_path / "rows.csv", scope, FAST, tmp_path / "cache")
         with (tmp_path / "rows.csv").open(newline="") as file:
             return list(csv.DictReader(file))
 
-    first = rehearse("finetune")
-    assert [row["method"] for row in first] == ["finetune", "wise"]
-    rows = rehearse("finetune", "ftp")
-    assert rows[:2] == first
-    assert rows[2]["method"] == "ftp"
+    first = rehearse(0)
+    assert [row["method"] for row in first] == ["ftp"]
+    rows = rehearse(0, 1)
+    assert rows[:1] == first
+    assert [row["seed"] for row in rows] == ["0", "1"]
     assert all(0 < float(row["id"]) < 100 for row in rows)
-    assert len({row["id"] for row in rows}) == 3
+
+
+def test_wise_ft_is_made_of_a_fine_tuning(tmp_path, monkeypatch):
+    anchor, tuned = ({"w": np.full((1, 2), x, np.float32)} for x in (0.0, 1.0))
+    monkeypatch.setattr(segmentation, "pretrained", lambda *_: anchor)
+    monkeypatch.setattr(segmentation, "trainer", lambda *_: None)
+    finished = Finished({"w": tuned["w"][None]}, None, None)
+    monkeypatch.setattr(segmentation, "timed", lambda *_: (finished, 1.5))
+    monkeypatch.setattr(segmentation, "accuracy", lambda params: {"id": float(params["w"].mean())})
+    run = {"method": "finetune", "learning_rate": 1e-3, "setting": ""}
+    made = segmentation.learn(run | {"pretrain_seed": 0, "seed": 0}, FAST, tmp_path)
+    assert [(x["method"], x["setting"], x["id"]) for x in made] == [
+        ("finetune", "", 1.0),
+        ("wise", "alpha=0.5", 0.5),
+    ]
