@@ -44,7 +44,7 @@ def radii_by_depth(radii: Report | Mapping[str, Any], ax: "Axes | None" = None) 
         >>> ax = tpgm_jax.plot.radii_by_depth(radii)
         >>> ax.get_xlabel()
         'block, from input to output'
-        >>> ax.figure.savefig("/tmp/radii.png")  # doctest: +SKIP
+        >>> ax.figure.savefig("radii.png")  # doctest: +SKIP
     """
     found = _depth.entries(radii)
     places = _depth.places(found)
