@@ -77,7 +77,6 @@ def pretrained() -> Any:
     return jax.jit(Decoder(None).init)(jax.random.key(0), jnp.zeros((1, 5), int))["params"]
 
 
-@functools.cache
 def trained(method, axis):
     """Where a few steps lead, and the radii."""
     decoder, axes = Decoder(axis), None if axis is None else {"layers/.*": Axes(layers=axis)}
@@ -103,15 +102,16 @@ def trained(method, axis):
     return params, tpgm_jax.radii(state, params)
 
 
-@pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_a_scanned_decoder_learns_as_the_unrolled_one(method, axis):
-    (scanned, radii), (one_by_one, expected) = trained(method, axis), trained(method, None)
-    assert_close(scanned, stacked(one_by_one, axis))
-    for name, radius in radii.items():
-        root, _, rest = name.partition("/")
-        if root == "layers":
-            one = [expected[f"layers_{i}/{rest}"] for i in range(LAYERS)]
-        else:
-            one = expected[name]
-        assert_close(radius, one)
+def test_a_scanned_decoder_learns_as_the_unrolled_one(method):
+    one_by_one, expected = trained(method, None)
+    for axis in (0, 1):
+        scanned, radii = trained(method, axis)
+        assert_close(scanned, stacked(one_by_one, axis))
+        for name, radius in radii.items():
+            root, _, rest = name.partition("/")
+            if root == "layers":
+                one = [expected[f"layers_{i}/{rest}"] for i in range(LAYERS)]
+            else:
+                one = expected[name]
+            assert_close(radius, one)

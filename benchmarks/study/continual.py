@@ -138,7 +138,7 @@ def run(output: Path, scope: Scope, sizes: Sizes, cache_folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(__doc__, "continual", arguments)
-    fast = Scope(models=("mlp",), rates=(1e-3,), seeds=(0,))
+    fast = Scope(models=("mlp",), methods=("finetune", "ftp"), rates=(1e-3,), seeds=(0,))
     run(options.output, *((fast, FAST) if options.fast else (Scope(), Sizes())), options.cache)
 
 

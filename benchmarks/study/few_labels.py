@@ -84,7 +84,7 @@ def run(output: Path, study: Path, scope: Scope, sizes: Sizes, cache: Path) -> N
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(__doc__, "few_labels", arguments, study=True)
-    fast = Scope(models=("mlp",), labels=(10,), seeds=(0,))
+    fast = Scope(models=("mlp",), methods=("finetune", "wise", "ftp"), labels=(10,), seeds=(0,))
     scope, sizes = (fast, FAST) if options.fast else (Scope(), Sizes())
     run(options.output, options.study, scope, sizes, options.cache)
 
