@@ -43,7 +43,7 @@ def of_few_labels(rows: Sequence[Row], shown: Groups) -> list[str]:
             ]
             if any(found):
                 numbers = [f"{mean(x, ['id'])} / {mean(x, sets)}" if x else "" for x in found]
-                runs = str(min(len(x) for x in found))
+                runs = str(min(len(x) for x in found if x))
                 lines.append([MODEL_LABELS[model], LABELS[method], *numbers, runs])
     return [*made, markdown(header, lines)]
 
