@@ -10,7 +10,7 @@ What is run and why is in `docs/study.md`.
 
 import argparse
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -97,12 +97,12 @@ def print_plan(output: Path, scope: plan.Scope, sizes: Sizes) -> None:
     rows = read(output, COLUMNS) if output.exists() else []
     done = {cell(row): float(row["validation"]) for row in rows}
     counts: Counter[tuple[str, ...]] = Counter()
-    costs: Counter[tuple[str, ...]] = Counter()
+    costs: dict[tuple[str, ...], float] = defaultdict(float)
     for job in plan.expected(done, scope):
         what = "tuning" if job.trained.seed in scope.tuning_seeds else "final"
         key = (job.trained.head, what, job.trained.method, job.trained.model)
         counts[key] += 1
-        costs[key] += plan.seconds(job, sizes.steps)  # pyright: ignore[reportArgumentType]
+        costs[key] += plan.seconds(job, sizes.steps)
     print(f"{len(rows)} rows in {output}; missing:")
     print(f"{'head':8}{'for':8}{'method':16}{'model':6}{'trainings':>10}{'core seconds':>14}")
     for key in counts:

@@ -28,7 +28,7 @@ STYLES = {
 
 def over_rates(study: Study, shown: Groups) -> Figure:
     """ID and OOD against the learning rate, a column for each model."""
-    name, overall = next((k, x) for k, x in shown.means.items() if k.startswith("OOD"))
+    name, overall = shown.overall
     models = [model for model in cells.MODELS if curved(study, model)]
     made = Figure(figsize=(4.2 * max(len(models), 1), 7.2), dpi=120, layout="constrained")
     panels = made.subplots(2, max(len(models), 1), squeeze=False, sharex=True)
@@ -74,7 +74,7 @@ def over_rates(study: Study, shown: Groups) -> Figure:
 
 def against_each_other(study: Study, shown: Groups) -> Figure:
     """OOD against ID, a line along the learning rates for each method."""
-    name, overall = next((k, x) for k, x in shown.means.items() if k.startswith("OOD"))
+    name, overall = shown.overall
     models = [model for model in cells.MODELS if curved(study, model)]
     made = Figure(figsize=(4.2 * max(len(models), 1), 4.6), dpi=120, layout="constrained")
     panels = made.subplots(1, max(len(models), 1), squeeze=False)[0]

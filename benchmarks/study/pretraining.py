@@ -93,7 +93,9 @@ def importance(model: str, pretrain_seed: int, sizes: Sizes, directory: Path) ->
 
         @jax.jit
         def squared(image, label):
-            loss = lambda p: cross_entropy(net.apply, p, image[None], label[None])  # noqa: E731
+            def loss(params):
+                return cross_entropy(net.apply, params, image[None], label[None])
+
             return jax.tree.map(jnp.square, jax.grad(loss)(params))
 
         total: Any = optax.tree.zeros_like(params)

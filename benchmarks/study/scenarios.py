@@ -32,7 +32,7 @@ def of_few_labels(rows: Sequence[Row], shown: Groups) -> list[str]:
     """ID / OOD by number of labels."""
     made = ["### Few labels", "ID / OOD, at the setting that was chosen with all 1000 labels:"]
     counts = sorted({int(row["labels"]) for row in rows})
-    sets = overall(shown)
+    sets = shown.overall[1]
     header = ["model", "method", *(f"{count} labels" for count in counts), "runs each"]
     lines = []
     for model in cells.MODELS:
@@ -79,7 +79,7 @@ def of_pixels(rows: Sequence[Row], shown: Groups) -> list[str]:
         "A small U-net that names each pixel's digit or the background; mean intersection over "
         "union, ID / OOD, by learning rate:",
     ]
-    rates, sets = [f"{rate:g}" for rate in segmentation.RATES], overall(shown)
+    rates, sets = [f"{rate:g}" for rate in segmentation.RATES], shown.overall[1]
     lines = []
     for method in LABELS:
         mine = [row for row in rows if row["method"] == method]
@@ -88,10 +88,6 @@ def of_pixels(rows: Sequence[Row], shown: Groups) -> list[str]:
             numbers = [f"{mean(x, ['id'])} / {mean(x, sets)}" if x else "" for x in at]
             lines.append([LABELS[method], *numbers])
     return [*made, markdown(["method", *rates], lines)]
-
-
-def overall(shown: Groups) -> tuple[str, ...]:
-    return next(sets for name, sets in shown.means.items() if name.startswith("OOD"))
 
 
 def mean(rows: Sequence[Row], columns: Sequence[str]) -> str:

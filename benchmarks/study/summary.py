@@ -22,6 +22,11 @@ class Groups(NamedTuple):
     means: dict[str, tuple[str, ...]]
     sets: tuple[str, ...]
 
+    @property
+    def overall(self) -> tuple[str, tuple[str, ...]]:
+        """The name of the mean over all shifts shown, and those."""
+        return next((name, sets) for name, sets in self.means.items() if name.startswith("OOD"))
+
 
 def groups(final: bool) -> Groups:
     """With `final`, all sets; without, none of those that nothing may be chosen by."""

@@ -6,7 +6,16 @@ import numpy as np
 
 from benchmarks.study import cells
 from benchmarks.study.methods import DERIVED, METHODS
-from benchmarks.study.summary import Groups, Pair, Row, Study, difference, spread, values
+from benchmarks.study.summary import (
+    Difference,
+    Groups,
+    Pair,
+    Row,
+    Study,
+    difference,
+    spread,
+    values,
+)
 
 LABELS = {
     "zero_shot": "zero-shot",
@@ -53,7 +62,7 @@ def tuned(study: Study, model: str, head: str, shown: Groups) -> str:
         if not choice or not runs:
             continue
         means = [values(runs, sets) for sets in shown.means.values()]
-        overall = values(runs, next(x for k, x in shown.means.items() if k.startswith("OOD")))
+        overall = values(runs, shown.overall[1])
         rows.append(
             [
                 LABELS[method] + _count(runs, method),
@@ -73,7 +82,7 @@ def summary(study: Study, shown: Groups) -> str:
 
     And in brackets between what OOD accuracies it varies over the learning rates of the curve.
     """
-    overall = next(x for k, x in shown.means.items() if k.startswith("OOD"))
+    _, overall = shown.overall
     rows = []
     for method in SUMMARISED:
         row = [LABELS[method]]
@@ -107,7 +116,7 @@ def each_set(study: Study, model: str, head: str, shown: Groups) -> str:
 
 def curves(study: Study, model: str, shown: Groups) -> str:
     """ID / OOD of the main methods at every learning rate, and how far OOD varies."""
-    overall = next(x for k, x in shown.means.items() if k.startswith("OOD"))
+    _, overall = shown.overall
     rows = []
     for method, setting in curved(study, model):
         by_rate = study.curve(model, "reused", method, setting)
@@ -127,7 +136,7 @@ def curves(study: Study, model: str, shown: Groups) -> str:
 
 def differences(study: Study, model: str, head: str, shown: Groups) -> str:
     """Each method, tuned, minus each of the tuned baselines, at equal seeds."""
-    overall = next(x for k, x in shown.means.items() if k.startswith("OOD"))
+    _, overall = shown.overall
     rows = []
     reference: dict[str, Mapping[Pair, Row]] = {}
     for name in BASELINES:
@@ -154,7 +163,7 @@ def targets(study: Study, shown: Groups) -> str:
     In ID accuracy that is fine-tuning at whichever rate, under shift the baselines as validation
     tuned them; at equal seeds. And how far OOD accuracy varies over the rates of the curve.
     """
-    overall = next(x for k, x in shown.means.items() if k.startswith("OOD"))
+    _, overall = shown.overall
     rows = []
     for model in cells.MODELS:
         fine = study.curve(model, "reused", "finetune", "")
@@ -198,8 +207,8 @@ def targets(study: Study, shown: Groups) -> str:
     return markdown(header, rows)
 
 
-def interval(found: object) -> str:
-    mean, low, high, _ = found  # pyright: ignore[reportGeneralTypeIssues]
+def interval(found: Difference) -> str:
+    mean, low, high, _ = found
     return f"{mean:+.1f}" + ("" if np.isnan(low) else f" [{low:+.1f}, {high:+.1f}]")
 
 

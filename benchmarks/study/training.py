@@ -115,7 +115,10 @@ def fitter(model: str, head: str, steps: int) -> Any:
 
     def fit(tuned: Any, anchor: Any, radius: Split) -> tuple[Any, Any]:
         way = jax.tree.map(jnp.subtract, tuned, anchor)
-        value_fn = lambda params: cross_entropy(apply, params, *radius)  # noqa: E731
+
+        def value_fn(params: Any) -> jax.Array:
+            return cross_entropy(apply, params, *radius)
+
         updates, state = tx.update(way, tx.init(anchor), anchor, value_fn=value_fn)
         return optax.apply_updates(anchor, updates), state
 
