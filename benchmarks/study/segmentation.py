@@ -32,11 +32,10 @@ from benchmarks.study.records import Records
 from benchmarks.study.sets import DATA_SEED, sets
 from benchmarks.study.training import Start, timed, trainer
 from benchmarks.study.unet import UNet
-from examples.digits import glyphs, printed, shifts, storage, warps
+from examples.digits import glyphs, printed, shifts, storage, training, warps
 from examples.digits.data import Split, generator
 from examples.digits.glyphs import DIGITS, PRETRAINING_FONTS, STYLES
-from examples.digits.models import Apply, cross_entropy
-from examples.digits.training import shuffled
+from examples.digits.models import Apply
 
 KEYS = ("method", "learning_rate", "setting", "pretrain_seed", "seed")
 COLUMNS = (*KEYS, "seconds", "id", *cells.SHIFTS, *cells.NEW_SHIFTS)
@@ -103,26 +102,25 @@ def pretrained(seed: int, sizes: Sizes, directory: Path) -> optax.Params:
         sizes_of_blocks = [BLOCK] * (settings.pretraining_images // BLOCK)
         rest = settings.pretraining_images % BLOCK
         blocks = [rendered(rng, n) for n in (*sizes_of_blocks, *([rest] if rest else []))]
-        split = [np.concatenate(x) for x in zip(*blocks, strict=True)]
+        split = Split(*(np.concatenate(x) for x in zip(*blocks, strict=True)))
         steps = settings.pretraining_steps
-        rows = shuffled(rng, len(split[0]), steps, settings.pretraining_batch)
-        tx = optax.adam(optax.cosine_decay_schedule(settings.pretraining_learning_rate, steps))
-
-        @jax.jit
-        def step(params: Any, state: Any, images: Any, classes: Any) -> Any:
-            grads = jax.grad(lambda p: cross_entropy(NETWORK.apply, p, images, classes))(params)
-            updates, state = tx.update(grads, state, params)
-            return optax.apply_updates(params, updates), state
-
-        params: Any = NETWORK.init(jax.random.key(seed), split[0][:1])
-        state = tx.init(params)
-        for batch in tqdm(rows, desc="pre-training", unit="step"):
-            params, state = step(params, state, *(x[batch] for x in split))
-        flat = flatten_dict(jax.tree.map(np.asarray, params), sep="/")
+        rows = training.shuffled(rng, len(split.labels), steps, settings.pretraining_batch)
+        params = NETWORK.init(jax.random.key(seed), split.images[:1])
+        with tqdm(total=steps, desc="pre-training", unit="step") as bar:
+            trained, _ = training.train(
+                NETWORK.apply,
+                params,
+                optax.adam,
+                np.array([settings.pretraining_learning_rate], np.float32),
+                split,
+                rows[None],
+                progress=bar.update,
+            )
+        flat = flatten_dict(jax.tree.map(lambda x: np.asarray(x[0]), trained), sep="/")
         return {str(path): array for path, array in flat.items()}
 
     depends = {"network": repr(NETWORK), "seed": seed, "pretraining": repr(settings)}
-    modules = (models, unet, glyphs, printed, warps)
+    modules = (models, unet, glyphs, printed, training, warps)
     flat = storage.cached(directory, "segmentation", depends, modules, train)
     return unflatten_dict(flat, sep="/")
 
@@ -136,7 +134,7 @@ def learn(run: Mapping[str, Any], sizes: Sizes, directory: Path) -> list[dict[st
 
     def order(purpose: str, split: Split) -> Any:
         rng = generator(DATA_SEED, f"{purpose} {run['seed']}")
-        return shuffled(rng, len(split.labels), sizes.steps, sizes.batch)
+        return training.shuffled(rng, len(split.labels), sizes.steps, sizes.batch)
 
     start = Start(
         params=anchor,
