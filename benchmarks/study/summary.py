@@ -73,6 +73,11 @@ class Study:
                     found[pretrain_seed, seed] = self.rows[key]
         return found
 
+    def tuned(self, model: str, head: str, method: str) -> dict[Pair, Row]:
+        """The final runs of the setting that validation prefers; none while that is not known."""
+        choice = self.chosen(model, head, method)
+        return self.runs(model, head, method, choice) if choice else {}
+
     def methods(self, model: str, head: str) -> list[str]:
         """Those of which there is any row, in the order of the first."""
         return list(dict.fromkeys(x.method for x in self.rows if x[:2] == (model, head)))

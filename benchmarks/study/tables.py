@@ -57,8 +57,7 @@ def tuned(study: Study, model: str, head: str, shown: Groups) -> str:
     header = ["method", "rate", "setting", "valid.", "ID", *shown.means, "± seeds", "s a run"]
     rows = []
     for method in in_order(study, model, head):
-        choice = study.chosen(model, head, method)
-        runs = study.runs(model, head, method, choice) if choice else {}
+        choice, runs = study.chosen(model, head, method), study.tuned(model, head, method)
         if not choice or not runs:
             continue
         means = [values(runs, sets) for sets in shown.means.values()]
@@ -87,8 +86,7 @@ def summary(study: Study, shown: Groups) -> str:
     for method in SUMMARISED:
         row = [LABELS[method]]
         for model in cells.MODELS:
-            choice = study.chosen(model, "reused", method)
-            runs = study.runs(model, "reused", method, choice) if choice else {}
+            runs = study.tuned(model, "reused", method)
             settings = dict(curved(study, model))
             by_rate = study.curve(model, "reused", method, settings.get(method, ""))
             found = [values(x, overall).mean() for x in by_rate.values()]
@@ -106,8 +104,7 @@ def each_set(study: Study, model: str, head: str, shown: Groups) -> str:
     """The same runs, set by set."""
     rows = []
     for method in in_order(study, model, head):
-        choice = study.chosen(model, head, method)
-        runs = study.runs(model, head, method, choice) if choice else {}
+        runs = study.tuned(model, head, method)
         if runs:
             numbers = [values(runs, [name]) for name in ("id", *shown.sets)]
             rows.append([LABELS[method], *(f"{x.mean():.1f}" for x in numbers)])
@@ -138,13 +135,9 @@ def differences(study: Study, model: str, head: str, shown: Groups) -> str:
     """Each method, tuned, minus each of the tuned baselines, at equal seeds."""
     _, overall = shown.overall
     rows = []
-    reference: dict[str, Mapping[Pair, Row]] = {}
-    for name in BASELINES:
-        choice = study.chosen(model, head, name)
-        reference[name] = study.runs(model, head, name, choice) if choice else {}
+    reference = {name: study.tuned(model, head, name) for name in BASELINES}
     for method in in_order(study, model, head):
-        choice = study.chosen(model, head, method)
-        runs = study.runs(model, head, method, choice) if choice else {}
+        runs = study.tuned(model, head, method)
         if not runs or method == "zero_shot":
             continue
         row = [LABELS[method]]
@@ -169,13 +162,8 @@ def targets(study: Study, shown: Groups) -> str:
         fine = study.curve(model, "reused", "finetune", "")
         ours = study.curve(model, "reused", "recommended", "")
         choice = study.chosen(model, "reused", "recommended")
-        settings = {name: study.chosen(model, "reused", name) for name in BASELINES}
-        tuned_runs = {
-            name: study.runs(model, "reused", name, setting)
-            for name, setting in settings.items()
-            if setting
-        }
-        if not all(map(len, (fine, ours, tuned_runs))) or not choice:
+        tuned_runs = {name: study.tuned(model, "reused", name) for name in BASELINES}
+        if not fine or not ours or not choice:
             continue
         spans = [
             max(accuracies) - min(accuracies)
