@@ -5,6 +5,7 @@ Nothing here is imported by `import tpgm_jax`. In the order in which one may rea
     _errors, _text         what goes wrong, and how names are printed
     _checkpoint            what a file is to the rest: entries, read one at a time
     _safetensors, _msgpack, _npz, _orbax      four formats, each of which imports its own library
+    _orbax_copy            how the last of them is written
     _open                  which of them a path is
     _output                a file that replaces another whole, or not at all
     _rows                  which tensors are measured, and along which axes

@@ -16,8 +16,7 @@ exit codes:
 """
 FILES = """\
 checkpoints: safetensors, flax msgpack, npz, or an Orbax directory, known by their contents.
-Pickles (.pt, .bin, .pkl) are never loaded. Tensors are read one at a time; only to write an Orbax
-directory takes memory for all of it.
+Pickles (.pt, .bin, .pkl) are never loaded. Tensors are read and written one at a time.
 """
 COMPARE = f"""\
 {FILES}

@@ -1,8 +1,7 @@
 """Orbax: a directory with a tree of arrays, compressed in chunks.
 
 Each restore reads the description of the whole tree, so that several small leaves are restored at
-once, and a large one alone. To save, Orbax wants the whole tree: writing this format takes memory
-for all of it.
+once, and a large one alone.
 """
 
 import logging
@@ -28,6 +27,7 @@ from tpgm_jax.cli._checkpoint import (
     collect,
 )
 from tpgm_jax.cli._errors import CommandError, optional, reading
+from tpgm_jax.cli._orbax_copy import Copy
 from tpgm_jax.cli._text import printable
 
 KIND = "an Orbax checkpoint"
@@ -136,19 +136,17 @@ class Orbax:
         return [found[self._positions[name]] for name in names]
 
     def save(self, target: Path, replacement: Replacement) -> None:
-        leaves = []
+        keys = {
+            name: self._leaves[i].name
+            for name, i in self._positions.items()
+            if self.entries[name].dtype is not None  # others are no arrays, and stored elsewhere
+        }
+        copy = Copy(self._item, target, list(keys.values()), KIND)
         for name, entry in self.entries.items():
             new = replacement(entry)
-            if new is None and entry.dtype is None:
-                with reading(self.path, KIND), _quiet():
-                    leaves += self._restored([name])
-                continue
-            new = self.read(name) if new is None else new
-            # A number stays one, and does not become an array.
-            scalar = "Scalar" in type(self._leaves[self._positions[name]]).__name__
-            leaves.append(new[()] if scalar else new)
-        with _quiet():
-            self._checkpointer.save(target.resolve(), self._treedef.unflatten(leaves))
+            if name in keys:
+                copy.put(keys[name], new)
+        copy.commit()
 
 
 def _names(tree: Any) -> list[str]:

@@ -54,12 +54,10 @@ def replacing(target: Path) -> Iterator[Path]:
         # A directory takes no other's place, but a file does.
         os.replace(temporary, target)
     except BaseException:
-        # Orbax adds an ending of its own until it is done.
-        for path in target.parent.glob(f"{temporary.name}*"):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
         raise
     _sync(target.parent)
 

@@ -1,0 +1,128 @@
+"""What `tpgm-jax project` makes of an Orbax directory: the same, but for the arrays that moved."""
+
+import logging
+import re
+import resource
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from checkpoint_files import command, load, save
+
+from tpgm_jax.cli import _orbax_copy
+from tpgm_jax.cli._open import checkpoint
+
+WAYS = {
+    "zarr in a database": {},
+    "zarr in directories": {"use_ocdbt": False},
+    "zarr 3 in a database": {"use_zarr3": True},
+    "zarr 3 in directories": {"use_zarr3": True, "use_ocdbt": False},
+}
+
+
+def tree(seed):
+    rng = np.random.default_rng(seed)
+    return {
+        "mlp/~/linear.0": {"w w": rng.normal(size=(3, 2)).astype(np.float16)},
+        "list": [jnp.asarray(rng.normal(size=3), jnp.bfloat16), 3 + seed, 2.5 + seed, "text"],
+        "zeros": np.zeros((2, 2), np.float32),  # which a store may leave out
+        "phase": rng.normal(size=2).astype(np.complex64),
+        "none": None,
+        "empty": {},
+    }
+
+
+def halfway(w0, w):
+    if isinstance(w, int | str):
+        return w
+    # In float64, and rounded to the tensor's own: half an ulp of it, as a mean of two is exact.
+    mean = (np.asarray(w0, np.complex128) + np.asarray(w, np.complex128)) / 2
+    mean = mean if np.iscomplexobj(w) else mean.real
+    return type(w)(mean) if isinstance(w, float) else mean.astype(w.dtype)
+
+
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
+@pytest.mark.filterwarnings("ignore")  # Orbax's own, of shardings
+def test_everything_that_orbax_can_store_in_every_way(options, tmp_path, capsys, caplog):
+    caplog.set_level(logging.CRITICAL, "absl")
+    paths = [tmp_path / name for name in ("w0", "w", "out")]
+    checkpointer = ocp.PyTreeCheckpointer(**options)
+    for seed, path in enumerate(paths[:2]):
+        checkpointer.save(path, tree(seed), custom_metadata={"note": "kept"})
+    assert command(capsys, "project", *paths[:2], "--alpha", 0.5, "-o", paths[2])[0] == 0
+    w0, w, received = (checkpointer.restore(path) for path in paths)
+    assert jax.tree.structure(received) == jax.tree.structure(w)
+    for x, old, anchor in zip(*map(jax.tree.leaves, (received, w, w0)), strict=True):
+        assert type(x) is type(old)
+        assert getattr(x, "dtype", None) == getattr(old, "dtype", None)
+        np.testing.assert_array_equal(x, halfway(anchor, old))
+    assert checkpointer.metadata(paths[2]).custom_metadata == {"note": "kept"}
+    files = [{p.relative_to(path) for p in path.glob("*") if p.is_file()} for path in paths[1:]]
+    assert files[0] == files[1]
+
+
+def test_a_step_of_a_checkpoint_manager_is_read_again_by_orbax(tmp_path, capsys):
+    for seed in range(2):
+        with ocp.CheckpointManager(tmp_path / f"run{seed}") as manager:
+            manager.save(7, args=ocp.args.StandardSave({"w": np.full(3, seed, np.float32)}))
+    steps = [tmp_path / f"run{seed}" / "7" for seed in range(2)]
+    out = tmp_path / "out"
+    assert command(capsys, "project", *steps, "--alpha", 0.25, "-o", out)[0] == 0
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(out, {"w": np.zeros(3, np.float32)})
+    np.testing.assert_array_equal(restored["w"], np.full(3, 0.25))
+
+
+def test_few_new_arrays_are_in_memory_at_once_and_the_index_is_written_seldom(
+    tmp_path, monkeypatch
+):
+    path = save(tmp_path / "w", {f"{i}": np.full(2**8, i, np.float32) for i in range(64)})
+    monkeypatch.setattr(_orbax_copy, "BATCH", 2**11)
+    alive, most = set(), []
+
+    def replacement(entry):
+        new = np.full(entry.shape, 1 + float(entry.name), np.float32)
+        alive.add(entry.name)
+        weakref.finalize(new, alive.discard, entry.name)
+        most.append(len(alive))
+        return new
+
+    with checkpoint(path) as opened:
+        opened.save(tmp_path / "out", replacement)
+    # The new one, and the one before, which is still bound while the new one is made.
+    assert max(most) <= 2
+    received = load(tmp_path / "out")
+    assert all((x == 1 + float(name)).all() for name, x in received.items())
+    assert len(received) == 64
+    # Some 250 bytes each, so that eight make a batch, and a file or two are written for each of the
+    # eight batches. One a key would be 128, and none of them is copied.
+    written, old = ({x.name for x in (p / "d").iterdir()} for p in (tmp_path / "out", path))
+    assert 4 <= len(written) < 20
+    assert not written & old
+
+
+def test_a_disk_that_is_full_is_said_in_one_line(tmp_path, capsys):
+    numbers = np.random.default_rng(0).normal(size=10**5).astype(np.float32)
+    paths = [save(tmp_path / f"{i}", {"w": numbers + i}) for i in range(2)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, before[1]))
+    try:
+        code, _, err = command(capsys, "project", *paths, "--alpha", 0.5, "-o", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (code, err.count("\n")) == (2, 1)
+    assert re.search("can not be written, because .*File too large", err), err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1"]
+
+
+def test_arrays_in_one_anothers_place_are_refused(tmp_path, capsys):
+    path = tmp_path / "w"
+    ocp.PyTreeCheckpointer().save(path, {"a": np.ones(2), "a/b": np.ones(2)})
+    args = ("project", path, path, "--alpha", 0.5, "-o", tmp_path / "out")
+    code, _, err = command(capsys, *args)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "'a/b', so that what is stored of them can not be told apart" in err
+    assert not (tmp_path / "out").exists()
