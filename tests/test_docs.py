@@ -1,11 +1,9 @@
 """The site builds, says all that is public, runs what it shows, and leads where it says."""
 
-import importlib.util
 import inspect
 import pkgutil
 import re
 import runpy
-import shlex
 import subprocess
 import sys
 import tomllib
@@ -14,8 +12,6 @@ from pathlib import Path
 import pytest
 
 import tpgm_jax
-from examples.pod.options import make_parser
-from tpgm_jax.cli._arguments import parser as make_command_line
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -79,40 +75,6 @@ def test_pages_are_not_left_out_of_what_pytest_collects():
 def test_python_on_a_page_is_run(page):
     for code in blocks(page, "python") + blocks(page, "py") + blocks(page, "pycon"):
         assert code.lstrip().startswith(">>> "), code
-
-
-def unknown(words: list[str]) -> list[str]:
-    """What of a shell command there is not, here or among what is installed."""
-    match Path(words[0]).name, words[1:]:
-        case "make", options:
-            targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-            return [x for x in options if "=" not in x and x not in targets]
-        case "python", ["-m", module, *options]:
-            if module == "examples.pod_finetune":
-                make_parser().parse_args(options)  # exits, and so fails, at an unknown option
-            return [] if importlib.util.find_spec(module) else [module]
-        case "python", [script, *_]:
-            return [] if (ROOT / script).exists() else [script]
-        case "pip", ["install", *what]:
-            extras = re.findall(r"[\w-]+(?=[\w,-]*\])", " ".join(what))
-            return [x for x in extras if x not in PROJECT["project"]["optional-dependencies"]]
-        case "tpgm-jax", options:
-            make_command_line().parse_args(shlex.split(" ".join(options)))  # exits likewise
-            return []
-        case program, _:
-            return [] if program in PROJECT["project"].get("scripts", {}) else [program]
-
-
-@each_page
-def test_shell_commands_on_a_page_exist(page):
-    for code in blocks(page, "sh"):
-        # Comments, loops around a command, and settings before it.
-        lines = re.sub(r"\\\n", " ", re.sub(r"(^|\s)#.*", "", code)).splitlines()
-        for line in map(str.strip, lines):
-            words = [x for x in line.split() if x != "&" and not re.match(r"[A-Z_]+=", x)]
-            words = ["0" if x == "$i" else x for x in words]
-            if words and words[0] not in ("for", "done;", "export"):
-                assert unknown(words) == [], line
 
 
 @each_page

@@ -1,0 +1,116 @@
+"""What the pages have a shell do, done: each block as it stands, its programs as far as a test can.
+
+A block runs under bash, with programs in front of the real ones that note how they are called. Then
+`tpgm-jax` is run; `make` says what it would do; and Python's modules are started, up to where they
+have understood their arguments. What they do then is tested where they are, in its smallest form.
+"""
+
+import argparse
+import os
+import re
+import runpy
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from checkpoint_files import save
+from test_docs import PAGES, PROJECT, ROOT, blocks
+
+from tpgm_jax.cli import main
+
+BLOCKS = [
+    pytest.param(code, id=f"{page.relative_to(ROOT)}-{i}")
+    for page in PAGES
+    for i, code in enumerate(blocks(page, "sh"))
+]
+NOTE = '#!/bin/sh\nprintf "%s\\0" "${0##*/}" "$@" > "$CALLS/$$"\n'
+
+
+class Understood(Exception):
+    """Raised where a program has parsed its arguments."""
+
+
+def called(code, tmp_path):
+    """Runs a block; each program and its arguments, in the order in which they began."""
+    programs, calls = tmp_path / "bin", tmp_path / "calls"
+    for folder in (programs, calls):
+        folder.mkdir()
+    for name in ("make", "pip", "python", *PROJECT["project"]["scripts"]):
+        (programs / name).write_text(NOTE)
+        (programs / name).chmod(0o755)
+    subprocess.run(
+        ["bash", "-euc", code],
+        cwd=tmp_path,
+        env={"PATH": f"{programs}{os.pathsep}/usr/bin{os.pathsep}/bin", "CALLS": str(calls)},
+        check=True,
+        capture_output=True,
+    )
+    noted = sorted(calls.iterdir(), key=lambda file: int(file.name))
+    return [file.read_bytes().decode().split("\0")[:-1] for file in noted]
+
+
+@pytest.fixture
+def checkpoints(tmp_path, monkeypatch):
+    """Where there are the files that blocks name."""
+    shapes = {
+        "layers/kernel": (3, 4, 2),
+        "up_convT/weight": (4, 2, 3, 3),
+        "attention/qkv/kernel": (6, 3, 2, 4),
+        "head/kernel": (4, 2),
+    }
+    pairs = [("pretrained.safetensors", "finetuned.safetensors"), ("a.msgpack", "b.msgpack")]
+    for pair in [*pairs, ("a.safetensors", "b.safetensors"), ("a", "b")]:
+        for seed, name in enumerate(pair):
+            rng = np.random.default_rng(seed)
+            save(
+                tmp_path / name,
+                {k: rng.normal(size=s).astype(np.float32) for k, s in shapes.items()},
+            )
+    monkeypatch.chdir(tmp_path)
+
+
+def start(module, options, monkeypatch):
+    """Starts a module as `python -m` does, up to where its arguments are understood."""
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(*args, **kwargs):
+        parse(*args, **kwargs)
+        raise Understood
+
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # it may have been imported before
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        patch.setattr(sys, "argv", [module, *options])
+        with pytest.raises(Understood):
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+@pytest.mark.parametrize("code", BLOCKS)
+def test_a_shell_block_runs(code, tmp_path, monkeypatch, capsys, checkpoints):
+    found = called(code, tmp_path)
+    assert found
+    for program, *arguments in found:
+        match program, arguments:
+            case "make", _:
+                said = subprocess.run(
+                    ["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True
+                )
+                assert said.returncode == 0, said.stderr
+            case "pip", ["install", *what]:
+                extras = re.findall(r"[\w-]+(?=[\w,-]*\])", " ".join(what))
+                assert set(extras) <= set(PROJECT["project"]["optional-dependencies"])
+                assert [x for x in what if not re.match(r"-e$|\.|tpgm-jax\b", x)] == []
+            case "python", ["-m", module, *options]:
+                start(module, options, monkeypatch)
+            case "tpgm-jax", _:
+                assert main(arguments) == 0, capsys.readouterr().err
+            case _:
+                raise AssertionError(f"no test knows {program} {arguments}")
+
+
+def test_a_loop_is_run_with_each_of_its_values(tmp_path):
+    (both,) = (x for x in blocks(ROOT / "docs" / "pods.md", "sh") if "--process " in x)
+    ends = [arguments[-2:] for arguments in called(both, tmp_path)]
+    assert sorted(ends) == [["--process", "0"], ["--process", "1"]]
