@@ -101,9 +101,10 @@ def test_the_exploration_takes_each_run_in_eight_ways_and_tests_nothing_held_bac
     assert not set(rows[0]) & set(cells.HIDDEN)
     exploration.main(words)
     assert rows_of(tmp_path / "rows.csv") == rows
-    (line,) = [x for x in exploration.overview(rows) if x[1] == "last"]
+    page = scenarios.of_candidates(rows)[-1]
     ids = [float(row["id"]) for row in rows if row["taken"] == "last"]
-    assert line[2].startswith(f"{np.mean(ids):.1f} / ")
+    assert f"| ftp | last | {np.mean(ids):.1f} / " in page
+    assert [x for x in page.splitlines() if "| ftp | mean, 0.5 |" in x] == []
 
 
 def test_the_table_of_targets_compares_with_the_best_of_each():

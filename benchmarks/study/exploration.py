@@ -7,12 +7,11 @@ comes of it is taken as it is, as the mean of its iterates, and both of these mi
 Nothing is held back that the study holds back: its sets are not tested at all.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from tqdm import tqdm
 
@@ -101,25 +100,6 @@ def learn(
             )
             made.append(key | {"seconds": seconds / len(runs)} | accuracy)
     return made
-
-
-def overview(rows: Sequence[Mapping[str, str]]) -> list[list[str]]:
-    """For each candidate and what is taken of it ID / OOD by model and rate."""
-    lines = []
-    for candidate, taken in dict.fromkeys((row["candidate"], row["taken"]) for row in rows):
-        line = [candidate, taken]
-        for model in cells.MODELS:
-            for rate in RATES:
-                key = (model, candidate, taken, f"{rate:g}")
-                mine = [row for row in rows if tuple(row[x] for x in KEYS[:4]) == key]
-                means = [
-                    np.mean([[float(row[x]) for x in columns] for row in mine])
-                    for columns in (("id",), cells.OPEN_SHIFTS)
-                    if mine
-                ]
-                line.append(" / ".join(f"{x:.1f}" for x in means))
-        lines.append(line)
-    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -89,8 +89,12 @@ def sections(study: Study, final: bool) -> list[str]:
         if study.methods(model, "new"):
             made += [
                 f"### {tables.MODEL_LABELS[model]}, new head",
+                "At the setting that validation chose:",
                 tables.tuned(study, model, "new", shown),
+                "Points above the tuned baselines, at equal seeds, with 95 % intervals:",
                 tables.differences(study, model, "new", shown),
+                "Set by set:",
+                tables.each_set(study, model, "new", shown),
             ]
     return made
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.study import cells, continual, few_labels, segmentation
+from benchmarks.study import cells, continual, exploration, few_labels, segmentation
 from benchmarks.study.records import read
 from benchmarks.study.summary import Groups
 from benchmarks.study.tables import LABELS, MODEL_LABELS, markdown
@@ -20,6 +20,7 @@ def sections(study: Path, shown: Groups) -> list[str]:
         ("few_labels", few_labels.TABLE, lambda rows: of_few_labels(rows, shown)),
         ("continual", continual.COLUMNS, of_tasks),
         ("segmentation", segmentation.COLUMNS, lambda rows: of_pixels(rows, shown)),
+        ("exploration", exploration.COLUMNS, of_candidates),
     ):
         path = study.with_name(f"{study.stem}_{name}.csv")
         rows = read(path, columns) if path.exists() else []
@@ -88,6 +89,30 @@ def of_pixels(rows: Sequence[Row], shown: Groups) -> list[str]:
             numbers = [f"{mean(x, ['id'])} / {mean(x, sets)}" if x else "" for x in at]
             lines.append([LABELS[method], *numbers])
     return [*made, markdown(["method", *rates], lines)]
+
+
+def of_candidates(rows: Sequence[Row]) -> list[str]:
+    """ID / OOD of what was tried, by model and rate; the other mixtures are in the CSV."""
+    made = [
+        "### What was tried",
+        "On the two tuning seeds, the first network and the eight sets that are not held back, "
+        "ID / OOD: each candidate at its last iterate, at the mean of all, and that a tenth of the "
+        "way back to the anchor:",
+    ]
+    rates = [f"{rate:g}" for rate in exploration.RATES]
+    lines = []
+    for candidate in dict.fromkeys(row["candidate"] for row in rows):
+        for taken in ("last", "mean", "mean, 0.9"):
+            mine = [x for x in rows if (x["candidate"], x["taken"]) == (candidate, taken)]
+            at = [
+                [x for x in mine if (x["model"], x["learning_rate"]) == (model, rate)]
+                for model in cells.MODELS
+                for rate in rates
+            ]
+            numbers = [f"{mean(x, ['id'])} / {mean(x, cells.OPEN_SHIFTS)}" if x else "" for x in at]
+            lines.append([candidate, taken, *numbers])
+    header = [f"{label}, {rate}" for label in MODEL_LABELS.values() for rate in rates]
+    return [*made, markdown(["candidate", "taken", *header], lines)]
 
 
 def mean(rows: Sequence[Row], columns: Sequence[str]) -> str:
