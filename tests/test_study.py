@@ -254,13 +254,13 @@ def test_study_runs_reports_and_is_not_run_twice(tmp_path, monkeypatch):
     page.parent.mkdir()
     for file in (page, readme):
         file.write_text(f"above\n\n{report.START}\n{report.END}\n\nbelow\n")
-    report.main(["--fast", "--input", str(path), "--page", str(page)])
+    report.main(["--fast", "--input", str(path), "--page", str(page), "--open"])
     text = page.read_text()
     assert text.startswith("above")
     assert text.endswith("below\n")
     assert "| FTP (1 of 15 runs) |" in text
     assert not any(name.replace("_", " ") in text for name in cells.HIDDEN)
-    report.main(["--fast", "--input", str(path), "--page", str(page), "--final"])
+    report.main(["--fast", "--input", str(path), "--page", str(page)])
     assert all(name.replace("_", " ") in page.read_text() for name in cells.HIDDEN)
     assert readme.read_text().count("| FTP | ") == 1
     assert (page.parent / "page" / "rates.png").read_bytes().startswith(b"\x89PNG")

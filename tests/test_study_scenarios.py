@@ -16,9 +16,9 @@ from benchmarks.study import (
     tables,
 )
 from benchmarks.study.plan import Scope
-from benchmarks.study.summary import Study, groups
+from benchmarks.study.summary import Study, difference, groups
 
-SHOWN = groups(final=False)
+SHOWN = groups(hidden=False)
 
 
 def rows_of(path):
@@ -29,8 +29,8 @@ def rows_of(path):
 @pytest.mark.parametrize(
     ("program", "methods", "accuracy"),
     [
-        (few_labels, {"finetune", "wise", "ftp"}, "id"),
-        (continual, {"finetune", "ftp"}, "accuracy"),
+        (few_labels, {"zero_shot", "finetune", "wise", "ftp"}, "id"),
+        (continual, {"zero_shot", "finetune", "ftp"}, "accuracy"),
     ],
     ids=["few labels", "continual"],
 )
@@ -79,13 +79,17 @@ def test_tables_of_what_was_run_come_from_the_files_beside_the_study(tmp_path):
         ],
     )
     measured = {"accuracy": "50", "forgetting": "20", "told": "90", "told_forgetting": "5"}
-    write(tmp_path / "robustness_continual.csv", continual.COLUMNS, [run | measured])
+    untrained = {"method": "zero_shot", "learning_rate": "0", "accuracy": "30", "told": "60"}
+    measured_rows = [run | measured, run | untrained]
+    write(tmp_path / "robustness_continual.csv", continual.COLUMNS, measured_rows)
     pixels = {k: v for k, v in run.items() if k != "model"} | eight | held_back | {"id": "80"}
     write(tmp_path / "robustness_segmentation.csv", segmentation.COLUMNS, [pixels])
     page = "\n".join(scenarios.sections(study, shown))
-    # Means by hand: of 60 and 70; of seven times 40 and 48 once. Nothing that is held back counts.
-    assert "| MLP | FTP | 65.0 / 40.0 | 90.0 / 41.0 | 1 |" in page
+    # Means by hand: of 60 and 70, which are 5 from it, so that the variance is 2 * 25 / (2 - 1); of
+    # seven times 40 and 48 once. Nothing that is held back counts.
+    assert "| MLP | FTP | 65.0 ± 7.1 / 40.0 ± 0.0 | 90.0 / 41.0 | 1 |" in page
     assert "| MLP | FTP |  |  | 50.0 / 20.0 |  |  | 90.0 / 5.0 |" in page
+    assert "| MLP | zero-shot | 30.0 / 0.0 | 30.0 / 0.0 | 30.0 / 0.0 | 60.0 / 0.0 |" in page
     assert "| FTP |  | 80.0 / 40.0 |  |" in page
 
 
@@ -133,5 +137,35 @@ def test_the_table_of_targets_compares_with_the_best_of_each():
     # At 1e-2 45 in distribution, where fine-tuning has 90 at its best rate; 60 under shift, where
     # L2-SP, the best of the three at what validation chose, has 52. Fine-tuning: 10 to 60. The runs
     # of another network at a single rate are on no curve, and compared with nothing.
-    assert "| MLP | 0.01, untuned | 45.0 | -45.0 | 60.0 | +8.0 (L2-SP) | 0.0 (50.0) |" in made
-    assert "| MLP | 0.003, tuned | 85.0 | -5.0 | 60.0 | +8.0 (L2-SP) | 0.0 (50.0) |" in made
+    few = " (1 of 15 runs)"
+    assert (
+        f"| MLP | 0.01, untuned{few} | 45.0 | -45.00 | 60.0 | +8.0 (L2-SP) | 0.0 (50.0) |" in made
+    )
+    assert f"| MLP | 0.003, tuned{few} | 85.0 | -5.00 | 60.0 | +8.0 (L2-SP) | 0.0 (50.0) |" in made
+
+
+def test_a_difference_is_as_uncertain_as_the_networks_differ():
+    def runs(*numbers):
+        pairs = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+        return {pair: {"id": str(x)} for pair, x in zip(pairs, numbers, strict=False)}
+
+    # By network 1, 2 and 6: their mean 3, variance (4 + 1 + 9) / 2 = 7, and Student's t for two
+    # degrees of freedom is 4.3027 in every table.
+    found = difference(runs(2, 0, 1, 3, 6, 6), runs(0, 0, 0, 0, 0, 0), ["id"])
+    half = 4.3027 * (7 / 3) ** 0.5
+    np.testing.assert_allclose(found, (3, 3 - half, 3 + half, 6), rtol=1e-4)
+    # Of one network by its pairs, 4 and 2: variance 2, and t for one degree is 12.706.
+    found = difference(runs(5, 3), runs(1, 1), ["id"])
+    np.testing.assert_allclose(found, (3, 3 - 12.706, 3 + 12.706, 2), rtol=1e-4)
+    assert np.isnan(difference(runs(5), runs(1), ["id"]).low)
+    assert difference(runs(), runs(1), ["id"]).pairs == 0
+
+
+def test_the_sets_that_nothing_was_chosen_by_are_compared_with_whoever_is_best_on_them():
+    def row(**accuracies):
+        return {(0, 0): {name: str(accuracies.get(name, 50)) for name in cells.SHIFTS}}
+
+    others = {"wise": row(blur=60), "l2sp": row(noise=90)}
+    # Blur is one of the five: 2 points of their mean. Noise is none of them.
+    assert tables.over_the_best(row(), others, cells.HELD_BACK) == "-2.0 (WiSE-FT)"
+    assert tables.over_the_best(row(), others, cells.SHIFTS) == f"{-40 / 13:.1f} (L2-SP)"

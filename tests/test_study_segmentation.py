@@ -90,7 +90,7 @@ def test_wise_ft_is_made_of_a_fine_tuning(tmp_path, monkeypatch):
     anchor, tuned = ({"w": np.full((1, 2), x, np.float32)} for x in (0.0, 1.0))
     monkeypatch.setattr(segmentation, "pretrained", lambda *_: anchor)
     monkeypatch.setattr(segmentation, "trainer", lambda *_: None)
-    finished = Finished({"w": tuned["w"][None]}, None, None)
+    finished = Finished({"w": tuned["w"][None]}, {"w": 0.5 * tuned["w"][None]}, None)
     monkeypatch.setattr(segmentation, "timed", lambda *_: (finished, 1.5))
     monkeypatch.setattr(segmentation, "accuracy", lambda params: {"id": float(params["w"].mean())})
     run = {"method": "finetune", "learning_rate": 1e-3, "setting": ""}
@@ -99,3 +99,34 @@ def test_wise_ft_is_made_of_a_fine_tuning(tmp_path, monkeypatch):
         ("finetune", "", 1.0),
         ("wise", "alpha=0.5", 0.5),
     ]
+    # Nine tenths of the mean of the iterates.
+    made = segmentation.learn(
+        run | {"method": "ftp_anchor", "pretrain_seed": 0, "seed": 0}, FAST, tmp_path
+    )
+    assert [x["method"] for x in made] == ["ftp_anchor", "recommended"]
+    assert made[1]["id"] == pytest.approx(0.45)
+
+
+def test_what_is_made_of_a_run_that_is_there_is_made_of_it_again_and_the_run_not_written_twice(
+    tmp_path, monkeypatch
+):
+    def learned(run, *_):
+        asked.append((run["method"], run["setting"]))
+        row = run | dict.fromkeys(segmentation.COLUMNS[5:], 1.0)
+        rows = {"finetune": {"method": "wise", "setting": "alpha=0.5"}}
+        return [row, *([row | rows[run["method"]]] if run["method"] in rows else [])]
+
+    monkeypatch.setattr(segmentation, "learn", learned)
+
+    def written(*methods):
+        asked.clear()
+        scope = segmentation.Scope(methods=methods, rates=(1e-3,), seeds=(0,))
+        segmentation.run(tmp_path / "rows.csv", scope, FAST, tmp_path)
+        with (tmp_path / "rows.csv").open(newline="") as file:
+            return [row["method"] for row in csv.DictReader(file)]
+
+    asked: list[tuple[str, str]] = []
+    assert written("finetune", "l2sp") == ["finetune", "l2sp"]
+    assert asked == [("finetune", ""), ("l2sp", "weight=0.01")]
+    assert written("zero_shot", "finetune", "wise") == ["finetune", "l2sp", "wise", "zero_shot"]
+    assert asked == [("finetune", ""), ("zero_shot", "")]

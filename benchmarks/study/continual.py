@@ -40,6 +40,8 @@ COLUMNS = (*KEYS, "seconds", *MEASURED)
 TASKS = ((0, 1), (2, 3), (4, 5), (6, 7), (8, 9))
 RATES = (3e-4, 1e-3, 3e-3)
 RUN = {"finetune": "", "l2sp": "weight=0.01", "spd": "strength=1", "ftp": "", "ftp_anchor": ""}
+# The network as it was, for what there was to keep.
+UNTRAINED = "zero_shot"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Scope:
     """What is run; the default is everything."""
 
     models: tuple[str, ...] = cells.MODELS
-    methods: tuple[str, ...] = tuple(RUN)
+    methods: tuple[str, ...] = (UNTRAINED, *RUN)
     rates: tuple[float, ...] = RATES
     seeds: tuple[int, ...] = cells.SEEDS[:3]
 
@@ -79,6 +81,8 @@ def programs(model: str, method: str, steps: int) -> Any:
 
 def learn(run: Mapping[str, Any], sizes: Sizes, cache_folder: Path) -> dict[str, Any]:
     """One run through all tasks, as a row."""
+    if run["method"] == UNTRAINED:
+        return untrained(run, sizes, cache_folder)
     steps = max(sizes.steps // len(TASKS), 1)
     start, train, logits = programs(run["model"], run["method"], steps)
     hyper = run["learning_rate"], cells.value(run["setting"])
@@ -94,10 +98,20 @@ def learn(run: Mapping[str, Any], sizes: Sizes, cache_folder: Path) -> dict[str,
         rows = shuffled(rng, len(split.labels), steps, sizes.batch)
         params, state = train(params, state, *hyper, split, rows)
         after.append([right(logits, params, task) for task in TASKS])
+    return {**run, "seconds": time.perf_counter() - began, **measured(after)}
+
+
+def untrained(run: Mapping[str, Any], sizes: Sizes, cache_folder: Path) -> dict[str, Any]:
+    """The accuracies before any task, which nothing is forgotten of."""
+    params = pretraining.anchor(run["model"], "reused", 0, run["seed"], sizes, cache_folder)
+    logits = jax.jit(network(run["model"]).apply)
+    return {**run, "seconds": 0.0, **measured([[right(logits, params, x) for x in TASKS]] * 5)}
+
+
+def measured(after: Sequence[Sequence[tuple[float, float]]]) -> dict[str, float]:
+    """From what `right` says `[after task, of task]`."""
     told, untold = (np.array([[x[i] for x in row] for row in after]) for i in (1, 0))
-    measured = [*summary(untold), *summary(told)]
-    seconds = time.perf_counter() - began
-    return {**run, "seconds": seconds, **dict(zip(MEASURED, measured, strict=True))}
+    return dict(zip(MEASURED, (*summary(untold), *summary(told)), strict=True))
 
 
 def of_task(split: Split, task: tuple[int, int]) -> Split:
@@ -125,11 +139,11 @@ def run(output: Path, scope: Scope, sizes: Sizes, cache_folder: Path) -> None:
     """Runs what is missing, and appends it."""
     table = Records(output, COLUMNS)
     wanted: list[dict[str, Any]] = [
-        dict(zip(KEYS, (model, method, rate, RUN[method], seed), strict=True))
+        dict(zip(KEYS, (model, method, rate, RUN.get(method, ""), seed), strict=True))
         for model in scope.models
         for method in scope.methods
-        for rate in scope.rates
-        for seed in scope.seeds
+        for rate in (scope.rates if method != UNTRAINED else (0.0,))
+        for seed in (scope.seeds if method != UNTRAINED else (0,))
     ]
     for one in tqdm(table.missing(wanted, KEYS), desc="continual"):
         table.append([learn(one, sizes, cache_folder)])
@@ -138,7 +152,7 @@ def run(output: Path, scope: Scope, sizes: Sizes, cache_folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(__doc__, "continual", arguments)
-    fast = Scope(models=("mlp",), methods=("finetune", "ftp"), rates=(1e-3,), seeds=(0,))
+    fast = Scope(models=("mlp",), methods=(UNTRAINED, "finetune", "ftp"), rates=(1e-3,), seeds=(0,))
     run(options.output, *((fast, FAST) if options.fast else (Scope(), Sizes())), options.cache)
 
 

@@ -20,7 +20,7 @@ from benchmarks.study.plan import Job
 from benchmarks.study.pretraining import FAST, Sizes
 from benchmarks.study.records import Records, cell, read
 from benchmarks.study.runs import perform
-from benchmarks.study.selection import chosen
+from benchmarks.study.selection import Validation, chosen
 from benchmarks.study.sets import DATA_SEED, sets
 from examples.digits.data import Split, generator
 
@@ -31,12 +31,14 @@ LABELS = (10, 100)
 
 # With the setting of each where nothing is chosen yet.
 METHODS = {
+    "zero_shot": (0.0, ""),
     "finetune": (3e-3, ""),
     "wise": (3e-3, "alpha=0.5"),
     "l2sp": (3e-3, "weight=0.01"),
     "ftp": (3e-3, ""),
     "ftp_anchor": (3e-3, ""),
     "tpgm": (3e-3, ""),
+    "recommended": (3e-3, ""),
 }
 
 
@@ -59,6 +61,13 @@ def labelled(count: int, seed: int) -> Split:
     return Split(images[chosen_rows], labels[chosen_rows])
 
 
+def setting_of(model: str, method: str, known: Validation) -> tuple[float, str]:
+    """What was chosen with all labels, or else the default."""
+    if method == "zero_shot":
+        return METHODS[method]
+    return chosen(model, "reused", method, known, plan.Scope()) or METHODS[method]
+
+
 def run(output: Path, study: Path, scope: Scope, sizes: Sizes, cache: Path) -> None:
     """Runs what is missing, and appends it."""
     table = Records(output, TABLE)
@@ -71,8 +80,8 @@ def run(output: Path, study: Path, scope: Scope, sizes: Sizes, cache: Path) -> N
         for model in scope.models
         for count in scope.labels
         for method in scope.methods
-        for setting in [chosen(model, "reused", method, known, plan.Scope()) or METHODS[method]]
-        for seed in scope.seeds
+        for setting in [setting_of(model, method, known)]
+        for seed in (scope.seeds if method != "zero_shot" else (0,))
     ]
     missing = [pair for pair in wanted if pair not in done]
     for count, one in tqdm(missing, desc="few labels"):
@@ -84,7 +93,9 @@ def run(output: Path, study: Path, scope: Scope, sizes: Sizes, cache: Path) -> N
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(__doc__, "few_labels", arguments, study=True)
-    fast = Scope(models=("mlp",), methods=("finetune", "wise", "ftp"), labels=(10,), seeds=(0,))
+    fast = Scope(
+        models=("mlp",), methods=("zero_shot", "finetune", "wise", "ftp"), labels=(10,), seeds=(0,)
+    )
     scope, sizes = (fast, FAST) if options.fast else (Scope(), Sizes())
     run(options.output, options.study, scope, sizes, options.cache)
 

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.study import cells
-from benchmarks.study.methods import DERIVED
-from benchmarks.study.summary import Groups, Row, Study, values
+from benchmarks.study.cells import KEYS
+from benchmarks.study.summary import Groups, Row, Study, spread, values
 from benchmarks.study.tables import LABELS, MODEL_LABELS, curved
 
 # Okabe and Ito's colours, which the colour-blind tell apart; the markers differ as well.
@@ -38,7 +38,7 @@ def over_rates(study: Study, shown: Groups) -> Figure:
             for row, sets in enumerate((("id",), overall)):
                 runs = [values(x, sets) for x in by_rate.values()]
                 colour, marker = STYLES[method]
-                label = _label(method, setting)
+                label = LABELS[method]  # its setting differs from model to model
                 axes = panels[row, column]
                 axes.plot(
                     list(by_rate),
@@ -48,10 +48,11 @@ def over_rates(study: Study, shown: Groups) -> Figure:
                     ls="--" if method.endswith("_mean") else "-",
                     label=label,
                 )
+                apart = [np.nan_to_num(spread(x)) for x in runs]
                 axes.fill_between(
                     list(by_rate),
-                    [x.mean() - x.std() for x in runs],
-                    [x.mean() + x.std() for x in runs],
+                    [x.mean() - y for x, y in zip(runs, apart, strict=True)],
+                    [x.mean() + y for x, y in zip(runs, apart, strict=True)],
                     color=colour,
                     alpha=0.1,
                     lw=0,
@@ -85,8 +86,7 @@ def against_each_other(study: Study, shown: Groups) -> Figure:
             x = [values(r, ["id"]).mean() for r in runs.values()]
             y = [values(r, overall).mean() for r in runs.values()]
             style = "--" if method.endswith("_mean") else "-"
-            label = _label(method, setting)
-            axes.plot(x, y, color=colour, marker=marker, ls=style, label=label, alpha=0.8)
+            axes.plot(x, y, color=colour, marker=marker, ls=style, label=LABELS[method], alpha=0.8)
             sizes = 18 + 22 * np.arange(len(x))  # larger towards the highest rate
             axes.scatter(x, y, s=sizes, color=colour, marker=marker)
         axes.set(title=MODEL_LABELS[model], xlabel="ID accuracy, %")
@@ -101,7 +101,14 @@ def against_each_other(study: Study, shown: Groups) -> Figure:
 
 def radii(rows: Sequence[Row]) -> Figure:
     """Final radii of the learned-radius methods, by tensor, at learning rate 1e-2."""
-    rows = [row for row in rows if row["head"] == "reused" and float(row["learning_rate"]) == 1e-2]
+    # A run that was made again, for what is derived from it, is there twice.
+    once = {tuple(row[key] for key in (*KEYS, "tensor")): row for row in rows}
+    rows = [
+        row
+        for row in once.values()
+        if row["head"] == "reused" and float(row["learning_rate"]) == 1e-2
+        if int(row["seed"]) in cells.SEEDS
+    ]
     made = Figure(figsize=(13, 5.4), dpi=120, layout="constrained")
     panels = made.subplots(1, len(cells.MODELS))
     methods = [x for x in ("ftp", "ftp_anchor", "tpgm") if any(r["method"] == x for r in rows)]
@@ -125,11 +132,6 @@ def radii(rows: Sequence[Row]) -> Figure:
     if methods and any(row["model"] == cells.MODELS[0] for row in rows):
         panels[0].legend(frameon=False, fontsize=8)
     return made
-
-
-def _label(method: str, setting: str) -> str:
-    # What validation chose differs from model to model, and the legend is one for all.
-    return LABELS[method] + (f", {setting}" if setting and method in DERIVED else "")
 
 
 def _floor(axes: object, value: float, axis: str = "y") -> float:

@@ -1,7 +1,7 @@
 """Tables and figures of `docs/study.md`, from the CSV alone.
 
-    python -m benchmarks.study.report            without the sets that nothing is chosen by
-    python -m benchmarks.study.report --final    with them: for when every choice is made
+    python -m benchmarks.study.report           all sets, as every choice is made
+    python -m benchmarks.study.report --open    without those that nothing is chosen by
 
 The page's own text is kept; what stands between two markers is replaced:
 
@@ -17,7 +17,7 @@ from benchmarks.study import cells, figures, plan, scenarios, tables
 from benchmarks.study.cells import COLUMNS
 from benchmarks.study.records import read
 from benchmarks.study.runs import RADII_COLUMNS
-from benchmarks.study.summary import Study, groups
+from benchmarks.study.summary import Groups, Study, groups
 from examples.digits.storage import write_whole
 
 ROOT = Path(__file__).parents[2]
@@ -26,13 +26,13 @@ START, END = "<!-- tables -->", "<!-- end of tables -->"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--final", action="store_true", help="show the held-back sets, too")
+    parser.add_argument("--open", action="store_true", help="leave the held-back sets out")
     parser.add_argument("--fast", action="store_true", help="the CSV is a rehearsal's")
     results = ROOT / "benchmarks" / "results" / "robustness.csv"
     parser.add_argument("--input", type=Path, default=results, help="the study's CSV")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "study.md")
     options = parser.parse_args(arguments)
-    shown = groups(options.final)
+    shown = groups(hidden=not options.open)
     study = Study(read(options.input, COLUMNS), plan.FAST if options.fast else plan.Scope())
     pictures = options.page.with_suffix("")
     drawn = {
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, picture in drawn.items():
         write_whole(pictures / f"{name}.png", lambda file, p=picture: p.savefig(file, format="png"))
     further = scenarios.sections(options.input, shown)
-    made = "\n\n".join([*sections(study, options.final), *further, *_shown(drawn, pictures.name)])
+    made = "\n\n".join([*sections(study, shown), *further, *_shown(drawn, pictures.name)])
     fill(options.page, made)
     # The README has a table of its own, between the same markers.
     readme = options.page.parents[1] / "README.md"
@@ -63,9 +63,8 @@ def fill(page: Path, made: str) -> None:
     write_whole(page, lambda file: file.write(whole.encode()))
 
 
-def sections(study: Study, final: bool) -> list[str]:
+def sections(study: Study, shown: Groups) -> list[str]:
     """Headings and tables."""
-    shown = groups(final)
     tuning = sum(key.seed in cells.TUNING_SEEDS for key in study.rows)
     made = [
         f"Made from {len(study.rows)} rows of the CSV, of which {tuning} are of the tuning seeds."
@@ -101,8 +100,10 @@ def sections(study: Study, final: bool) -> list[str]:
 
 def _shown(drawn: Iterable[str], folder: str) -> list[str]:
     titles = {
-        "rates": "Accuracy over the learning rate; shaded: one standard deviation over runs",
-        "id_ood": "OOD against ID accuracy; the larger the mark, the higher the learning rate",
+        "rates": "Accuracy over the learning rate, of ID what is above 85 %; shaded: one standard "
+        "deviation over runs",
+        "id_ood": "OOD against ID accuracy, of ID what is above 90 %; the larger the mark, the higher "
+        "the learning rate",
         "radii": "Final radii, learning rate 1e-2",
     }
     return [f"![{titles[name]}]({folder}/{name}.png)\n\n*{titles[name]}.*" for name in drawn]

@@ -43,7 +43,7 @@ def of_few_labels(rows: Sequence[Row], shown: Groups) -> list[str]:
                 for n in map(str, counts)
             ]
             if any(found):
-                numbers = [f"{mean(x, ['id'])} / {mean(x, sets)}" if x else "" for x in found]
+                numbers = [f"{spread(x, ['id'])} / {spread(x, sets)}" if x else "" for x in found]
                 runs = str(min(len(x) for x in found if x))
                 lines.append([MODEL_LABELS[model], LABELS[method], *numbers, runs])
     return [*made, markdown(header, lines)]
@@ -65,9 +65,7 @@ def of_tasks(rows: Sequence[Row]) -> list[str]:
             mine = [row for row in rows if (row["model"], row["method"]) == (model, method)]
             if mine:
                 numbers = [
-                    pair([x for x in mine if x["learning_rate"] == rate], prefix)
-                    for prefix in ("", "told_")
-                    for rate in rates
+                    pair(at(mine, rate), prefix) for prefix in ("", "told_") for rate in rates
                 ]
                 lines.append([MODEL_LABELS[model], LABELS[method], *numbers])
     return [*made, markdown(header, lines)]
@@ -85,8 +83,8 @@ def of_pixels(rows: Sequence[Row], shown: Groups) -> list[str]:
     for method in LABELS:
         mine = [row for row in rows if row["method"] == method]
         if mine:
-            at = [[x for x in mine if x["learning_rate"] == rate] for rate in rates]
-            numbers = [f"{mean(x, ['id'])} / {mean(x, sets)}" if x else "" for x in at]
+            found = [at(mine, rate) for rate in rates]
+            numbers = [f"{spread(x, ['id'])} / {spread(x, sets)}" if x else "" for x in found]
             lines.append([LABELS[method], *numbers])
     return [*made, markdown(["method", *rates], lines)]
 
@@ -104,12 +102,13 @@ def of_candidates(rows: Sequence[Row]) -> list[str]:
     for candidate in dict.fromkeys(row["candidate"] for row in rows):
         for taken in ("last", "mean", "mean, 0.9"):
             mine = [x for x in rows if (x["candidate"], x["taken"]) == (candidate, taken)]
-            at = [
+            found = [
                 [x for x in mine if (x["model"], x["learning_rate"]) == (model, rate)]
                 for model in cells.MODELS
                 for rate in rates
             ]
-            numbers = [f"{mean(x, ['id'])} / {mean(x, cells.OPEN_SHIFTS)}" if x else "" for x in at]
+            pairs = [(mean(x, ["id"]), mean(x, cells.OPEN_SHIFTS)) if x else () for x in found]
+            numbers = [" / ".join(pair) for pair in pairs]
             lines.append([candidate, taken, *numbers])
     header = [f"{label}, {rate}" for label in MODEL_LABELS.values() for rate in rates]
     return [*made, markdown(["candidate", "taken", *header], lines)]
@@ -117,9 +116,24 @@ def of_candidates(rows: Sequence[Row]) -> list[str]:
 
 def mean(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """Over rows and columns."""
-    return f"{np.mean([[float(row[x]) for x in columns] for row in rows]):.1f}"
+    return f"{_by_row(rows, columns).mean():.1f}"
+
+
+def spread(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """The same, with the standard deviation over rows if there are several."""
+    x = _by_row(rows, columns)
+    return mean(rows, columns) + (f" ± {x.std(ddof=1):.1f}" if len(x) > 1 else "")
+
+
+def _by_row(rows: Sequence[Row], columns: Sequence[str]) -> np.ndarray:
+    return np.array([np.mean([float(row[x]) for x in columns]) for row in rows])
+
+
+def at(rows: Sequence[Row], rate: str) -> list[Row]:
+    """Those at a learning rate, or at none: what is not trained is the same at each."""
+    return [row for row in rows if float(row["learning_rate"]) in (0.0, float(rate))]
 
 
 def pair(rows: Sequence[Row], prefix: str) -> str:
     names = {"": ("accuracy", "forgetting"), "told_": ("told", "told_forgetting")}[prefix]
-    return " / ".join(mean(rows, [name]) for name in names) if rows else ""
+    return " / ".join(spread(rows, [name]) for name in names) if rows else ""

@@ -26,7 +26,7 @@ from tqdm import tqdm
 import tpgm_jax
 from benchmarks.study import cells, models, unet
 from benchmarks.study.command import parse
-from benchmarks.study.methods import METHODS
+from benchmarks.study.methods import METHODS, RECOMMENDED_ALPHA
 from benchmarks.study.pretraining import FAST, Sizes
 from benchmarks.study.records import Records
 from benchmarks.study.sets import DATA_SEED, sets
@@ -45,7 +45,9 @@ CLASSES = len(DIGITS) + 1
 BACKGROUND = len(DIGITS)
 RATES = (1e-3, 3e-3, 1e-2)
 RUN = {"finetune": "", "l2sp": "weight=0.01", "ftp": "", "ftp_anchor": "", "tpgm": ""}
-WISE = "alpha=0.5"
+# What is made of another method's run: of which, and at which setting.
+MADE = {"wise": ("finetune", "alpha=0.5"), "recommended": ("ftp_anchor", "")}
+UNTRAINED = "zero_shot"
 BLOCK = 5000  # images rendered at once, which bounds the memory
 
 # Shifts that return ink: what they moved or drew is where the digit is.
@@ -56,7 +58,7 @@ INK = ("fonts", "outlines", "rotate", "shift", "elastic")
 class Scope:
     """What is run; the default is everything."""
 
-    methods: tuple[str, ...] = tuple(RUN)
+    methods: tuple[str, ...] = (UNTRAINED, *RUN, *MADE)
     rates: tuple[float, ...] = RATES
     seeds: tuple[int, ...] = cells.SEEDS[:3]
 
@@ -126,8 +128,10 @@ def pretrained(seed: int, sizes: Sizes, directory: Path) -> optax.Params:
 
 
 def learn(run: Mapping[str, Any], sizes: Sizes, directory: Path) -> list[dict[str, Any]]:
-    """One training, and a row for it and for what is made of it."""
+    """One training, and a row for it and for each method of `MADE` that is made of it."""
     anchor = pretrained(run["pretrain_seed"], sizes, directory)
+    if run["method"] == UNTRAINED:
+        return [dict(run) | {"seconds": 0.0} | accuracy(anchor)]
     train, held_out = (
         masked(split.images, split.images, split.labels) for split in (sets().train, sets().radius)
     )
@@ -148,12 +152,19 @@ def learn(run: Mapping[str, Any], sizes: Sizes, directory: Path) -> list[dict[st
     one = jax.tree.map(lambda x: jnp.asarray(x)[None], start)
     program = trainer(NETWORK, "reused", METHODS[run["method"]])
     finished, seconds = timed(program, one, train, held_out)
-    params = jax.tree.map(lambda x: x[0], finished.params)
-    made = [dict(run) | {"seconds": seconds} | accuracy(params)]
-    if run["method"] == "finetune":
-        mixed = tpgm_jax.interpolate(anchor, params, cells.value(WISE))
-        made.append(made[0] | {"method": "wise", "setting": WISE} | accuracy(mixed))
-    return made
+    params, mean = (jax.tree.map(lambda x: x[0], x) for x in (finished.params, finished.mean))
+    taken = {run["method"]: params}
+    if run["method"] == MADE["wise"][0]:
+        taken["wise"] = tpgm_jax.interpolate(anchor, params, cells.value(MADE["wise"][1]))
+    if run["method"] == MADE["recommended"][0]:
+        taken["recommended"] = tpgm_jax.interpolate(anchor, mean, RECOMMENDED_ALPHA)
+    settings = {method: setting for method, (_, setting) in MADE.items()}
+    return [
+        dict(run)
+        | {"method": method, "setting": settings.get(method, run["setting"]), "seconds": seconds}
+        | accuracy(params)
+        for method, params in taken.items()
+    ]
 
 
 def accuracy(params: optax.Params) -> dict[str, float]:
@@ -186,14 +197,26 @@ def mean_iou(predicted: np.ndarray, classes: np.ndarray) -> float:
 def run(output: Path, scope: Scope, sizes: Sizes, directory: Path) -> None:
     """Runs what is missing, and appends it."""
     table = Records(output, COLUMNS)
+    sources = {method: (method, setting) for method, setting in RUN.items()}
+    sources |= {method: (source, RUN[source]) for method, (source, _) in MADE.items()}
+    settings = RUN | {method: setting for method, (_, setting) in MADE.items()}
     wanted: list[dict[str, Any]] = [
-        dict(zip(KEYS, (method, rate, RUN[method], 0, seed), strict=True))
+        dict(zip(KEYS, (method, rate, settings[method], 0, seed), strict=True))
         for rate in scope.rates
         for seed in scope.seeds
         for method in scope.methods
+        if method != UNTRAINED
     ]
-    for one in tqdm(table.missing(wanted, KEYS), desc="segmentation"):
-        table.append(learn(one, sizes, directory))
+    if UNTRAINED in scope.methods:
+        wanted.append(dict(zip(KEYS, (UNTRAINED, 0.0, "", 0, 0), strict=True)))
+    trainings: dict[tuple[Any, ...], list[str]] = {}
+    for one in table.missing(wanted, KEYS):
+        method, setting = sources.get(one["method"], (one["method"], one["setting"]))
+        trained = dict(one) | {"method": method, "setting": setting}
+        trainings.setdefault(tuple(trained.values()), []).append(one["method"])
+    for training_run, methods in tqdm(trainings.items(), desc="segmentation"):
+        made = learn(dict(zip(KEYS, training_run, strict=True)), sizes, directory)
+        table.append([row for row in made if row["method"] in methods])
     table.close()
 
 

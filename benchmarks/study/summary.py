@@ -28,9 +28,9 @@ class Groups(NamedTuple):
         return next((name, sets) for name, sets in self.means.items() if name.startswith("OOD"))
 
 
-def groups(final: bool) -> Groups:
-    """With `final`, all sets; without, none of those that nothing may be chosen by."""
-    if not final:
+def groups(hidden: bool = True) -> Groups:
+    """All sets; without `hidden`, none of those that nothing may be chosen by."""
+    if not hidden:
         style, corruption = (
             tuple(x for x in names if x in cells.OPEN_SHIFTS)
             for names in (cells.STYLE, cells.CORRUPTION)
@@ -110,7 +110,7 @@ def spread(x: np.ndarray) -> float:
 
 
 class Difference(NamedTuple):
-    """A paired difference in points, its 95 % interval, and the number of pairs."""
+    """A paired difference in points, its 95 % interval, and of how many pairs of runs it is."""
 
     mean: float
     low: float
@@ -121,13 +121,18 @@ class Difference(NamedTuple):
 def difference(a: Mapping[Pair, Row], b: Mapping[Pair, Row], sets: Iterable[str]) -> Difference:
     """Of `a` and `b` at equal seeds: same network, same batches.
 
-    Student's t over the pairs, as if they were independent. Those of one pre-trained network are
-    not quite, so that with few networks the interval is rather too small.
+    Student's t over the means of each pre-trained network, as pairs of one network are much more
+    alike than others; of a single network, over its pairs.
     """
     shared, names = [pair for pair in a if pair in b], tuple(sets)
     first, second = ({pair: x[pair] for pair in shared} for x in (a, b))
     x = values(first, names) - values(second, names)
+    pairs, networks = len(x), np.array([network for network, _ in shared])
+    if len(set(networks.tolist())) > 1:
+        x = np.array(
+            [x[networks == network].mean() for network in dict.fromkeys(networks.tolist())]
+        )
     if len(x) < 2:
-        return Difference(float(x.mean()) if len(x) else float("nan"), np.nan, np.nan, len(x))
+        return Difference(float(x.mean()) if len(x) else float("nan"), np.nan, np.nan, pairs)
     half = float(stats.t.ppf(0.975, len(x) - 1)) * spread(x) / len(x) ** 0.5
-    return Difference(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, len(x))
+    return Difference(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, pairs)

@@ -125,6 +125,7 @@ def curves(study: Study, model: str, shown: Groups) -> str:
             for rate in cells.CURVE_RATES
         ]
         label = LABELS[method] + (f", {setting}" if setting else "")
+        label += _count(next(iter(by_rate.values())), method)
         whole = len(ood) == len(cells.CURVE_RATES)
         apart = f"{max(ood.values()) - min(ood.values()):.1f}" if whole else ""
         rows.append([label, *shown_rates, apart])
@@ -154,9 +155,11 @@ def targets(study: Study, shown: Groups) -> str:
     """What was aimed at beforehand: `recommended` minus the best of what it is compared with.
 
     In ID accuracy that is fine-tuning at whichever rate, under shift the baselines as validation
-    tuned them; at equal seeds. And how far OOD accuracy varies over the rates of the curve.
+    tuned them; at equal seeds. On all shifts, and on those alone by which nothing was chosen. And
+    how far OOD accuracy varies over the rates of the curve.
     """
     _, overall = shown.overall
+    compared = [name for name in shown.means if name.startswith(("OOD", "held back", "new"))]
     rows = []
     for model in cells.MODELS:
         fine = study.curve(model, "reused", "finetune", "")
@@ -172,27 +175,34 @@ def targets(study: Study, shown: Groups) -> str:
         ]
         for label, setting in (("0.01, untuned", (1e-2, "")), (f"{choice[0]:g}, tuned", choice)):
             runs = study.runs(model, "reused", "recommended", setting)
-            others = (*fine.values(), tuned_runs["finetune"])
-            below = [difference(runs, x, ["id"]) for x in others]
-            above = [(difference(runs, x, overall), name) for name, x in tuned_runs.items()]
-            above = [pair for pair in above if pair[0].pairs]
-            if not above:
+            at_rates = [study.runs(model, "reused", "finetune", (rate, "")) for rate in fine]
+            below = [difference(runs, x, ["id"]) for x in (*at_rates, tuned_runs["finetune"])]
+            if not any(difference(runs, x, overall).pairs for x in tuned_runs.values()):
                 continue
-            closest, name = min(above)
             rows.append(
                 [
                     MODEL_LABELS[model],
-                    label,
+                    label + _count(runs, "recommended"),
                     f"{values(runs, ['id']).mean():.1f}",
-                    f"{min(x.mean for x in below if x.pairs):+.1f}",
+                    f"{min((x for x in below if x.pairs), key=lambda x: x.mean).mean:+.2f}",
                     f"{values(runs, overall).mean():.1f}",
-                    f"{interval(closest)} ({LABELS[name]})",
+                    *(over_the_best(runs, tuned_runs, shown.means[name]) for name in compared),
                     f"{spans[0]:.1f} ({spans[1]:.1f})",
                 ]
             )
     header = ["model", "rate", "ID", "over the best fine-tuning", "OOD"]
-    header += ["over the best tuned baseline", "OOD varies by (fine-tuning)"]
-    return markdown(header, rows)
+    header += [f"{name}, over the best tuned baseline" for name in compared]
+    return markdown([*header, "OOD varies by (fine-tuning)"], rows)
+
+
+def over_the_best(
+    runs: Mapping[Pair, Row], others: Mapping[str, Mapping[Pair, Row]], sets: Iterable[str]
+) -> str:
+    """The least difference from any of the others on these sets, and to whom that is."""
+    sets = tuple(sets)
+    found = [(difference(runs, x, sets), name) for name, x in others.items()]
+    closest, name = min((x for x in found if x[0].pairs), key=lambda x: x[0].mean)
+    return f"{interval(closest)} ({LABELS[name]})"
 
 
 def interval(found: Difference) -> str:
@@ -207,9 +217,8 @@ def curved(study: Study, model: str) -> list[tuple[str, str]]:
         source = DERIVED[method].source if method in DERIVED else method
         if source not in METHODS or not METHODS[source].curve:
             continue
-        if method == "wise":
-            found += [(method, "alpha=0.5")]
-        elif source == method and METHODS[method].name:
+        recipe = DERIVED[method] if method in DERIVED else METHODS[method]
+        if recipe.name:
             choice = study.chosen(model, "reused", method)
             found += [(method, choice[1])] if choice else []
         else:
