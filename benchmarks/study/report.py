@@ -102,8 +102,8 @@ def _shown(drawn: Iterable[str], folder: str) -> list[str]:
     titles = {
         "rates": "Accuracy over the learning rate, of ID what is above 85 %; shaded: one standard "
         "deviation over runs",
-        "id_ood": "OOD against ID accuracy, of ID what is above 90 %; the larger the mark, the higher "
-        "the learning rate",
+        "id_ood": "OOD against ID accuracy, of ID what is above 90 %; the larger the mark, the "
+        "higher the learning rate",
         "radii": "Final radii, learning rate 1e-2",
     }
     return [f"![{titles[name]}]({folder}/{name}.png)\n\n*{titles[name]}.*" for name in drawn]
