@@ -108,6 +108,15 @@ def test_the_first_pattern_that_matches_declares_the_axes():
     assert [tensor.groups for tensor in parts.tensors] == [1, 2]
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_what_has_a_single_axis_is_one_row_whatever_is_declared(shape):
+    # As Equinox and PyTorch call the scale of a norm: a `weight`, like those of their layers.
+    layers = 0 if len(shape) == 2 else ()
+    axes = {".*weight": tpgm_jax.Axes(rows=1 if layers == 0 else 0, layers=layers)}
+    (tensor,) = layout({"weight": jnp.ones(shape)}, axes=axes).tensors
+    assert tensor.rows == ()
+
+
 def test_axes_may_be_a_callable():
     def axes(path, leaf):
         return tpgm_jax.Axes(layers=0) if path == "b" else None

@@ -29,7 +29,8 @@ class Axes(NamedTuple):
     Attributes:
         rows: axis or axes that index output units. `()` makes each layer one row; `None`,
             the default, reads the rows off the tensor's name and shape as Flax lays it
-            out, once the layers are taken away.
+            out, once the layers are taken away. What has a single axis beside its layers, as
+            a bias or the scale of a norm, is one row whatever is said.
         layers: axis or axes that index stacked layers.
 
     Examples:
@@ -167,6 +168,8 @@ def layout(params: Any, exclude: Exclude | None = None, axes: AxesSpec | None = 
         rows = declared[name].rows
         if rows is None:
             rows = _flax_rows(name, shapes, layers)
+        elif len(shapes[name]) < 2:
+            rows = ()  # such as the scale of a norm, where that is a `weight` too
         else:
             rows = _normalised(rows, name, shapes[name])
         if set(rows) & set(layers[name]):
@@ -174,6 +177,8 @@ def layout(params: Any, exclude: Exclude | None = None, axes: AxesSpec | None = 
                 f"`axes` of {name!r} use an axis both for rows {rows} and for layers "
                 f"{layers[name]}, because of {declared[name]}: name each axis once."
             )
+        if len(_others(len(shapes[name]), layers[name])) < 2:
+            rows = ()
         tensors.append(Tensor(name, shapes[name], rows, layers[name]))
     # A tree without leaves is no mistake: a label of `optax.partition` may be empty.
     if leaves and all(flags):
