@@ -270,3 +270,18 @@ def test_zero_gradients_move_nothing(make):
         params, state = step(params, state, jax.tree.map(jnp.zeros_like, params))
     jax.tree.map(np.testing.assert_array_equal, params, start)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
+
+
+def test_a_gradient_that_the_exact_one_does_not_look_at_is_stepped_over_too():
+    # Four rows, of which the first has hardly moved: it is inside its ball, on no radius's account.
+    tx: Any = ftp(optax.sgd(1.0, momentum=0.9), exact_gradient=True, initial_radius=1.0)
+    params = jnp.zeros((3, 4))
+    grads = jnp.full((3, 4), -1.0).at[:, 0].set(-1e-3)
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    updates, after = tx.update(grads.at[0, 0].set(jnp.nan), state, params)
+    np.testing.assert_array_equal(updates, 0.0)
+    assert int(after.skipped) == 1
+    assert jnp.isfinite(optax.tree.get(after.base_state, "trace")).all()

@@ -232,7 +232,9 @@ def ftp(
         floors = [jnp.sum(x, axis=tensor.rows, keepdims=True) for x, tensor in pairs]
         scale = units(unit, w0, parts, norm, dtype)
         stage = jnp.concatenate([push, _radii.gather(floors, parts, dtype), scale])
-        finite = all_finite([stage, *parts.leave(updates)])
+        # Of rows inside the ball, though, the exact gradient has none.
+        unseen = g if exact_gradient else []
+        finite = all_finite([stage, *unseen, *parts.leave(updates)])
 
         # All that follows waits for `finite`, and so for the last use of the old displacement: XLA
         # then writes the new one in its place, where it would copy both (on CPU, a quarter
