@@ -18,6 +18,7 @@ from tpgm_jax import _names
 
 # Untyped, since a type checker would refuse much of what the errors are tested with.
 add_anchor_decay: Any = tpgm_jax.add_anchor_decay
+set_anchor: Any = tpgm_jax.set_anchor
 
 SHAPES = {"gain": (), "body": (3, 2), "head": (2, 2)}
 
@@ -147,11 +148,29 @@ def test_importances_are_copied_into_the_state_and_no_constants_of_the_step():
 def test_importances_can_be_exchanged_for_the_next_tasks():
     params, grads, first, second = trees(4)
     tx = optax.chain(add_anchor_decay(0.5, importance=first), optax.sgd(0.1))
-    exchanged = optax.tree.set(tx.init(params), importance=second)
+    exchanged = set_anchor(tx.init(grads), params, importance=second)
     other = optax.chain(add_anchor_decay(0.5, importance=second), optax.sgd(0.1))
     expected = make_update(other)(grads, other.init(params), params)
     received = make_update(tx)(grads, exchanged, params)
     jax.tree.map(np.testing.assert_array_equal, received, expected)
+
+
+@pytest.mark.parametrize("head", [{}, {"head": jnp.ones((2, 7))}])
+def test_exchanged_importances_are_copied_and_may_lack_what_is_excluded(head):
+    params, grads, first, second = trees(4)
+    tx = add_anchor_decay(0.5, importance=first, exclude="head")
+    fisher = {name: x for name, x in second.items() if name != "head"} | head
+    state = set_anchor(tx.init(params), params, importance=fisher)
+    _, state = jax.jit(tx.update, donate_argnums=1)(grads, state, params)
+    assert not any(x.is_deleted() for x in fisher.values())
+    for name in ("gain", "body"):
+        np.testing.assert_array_equal(state.importance[name], second[name])
+    assert not jax.tree.leaves(state.importance["head"])
+    # Those of a state of ours that has none stay away, and the old ones where none are given.
+    both: Any = optax.chain(tx, tpgm_jax.project_to_anchor(1.0))
+    moved = set_anchor(both.init(params), grads)
+    jax.tree.map(np.testing.assert_array_equal, moved[0].importance["body"], first["body"])
+    np.testing.assert_array_equal(moved[1].anchor["body"], grads["body"])
 
 
 def laid_out(tree, mesh):

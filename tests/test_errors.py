@@ -232,12 +232,12 @@ CASES = {
     "fit: anchor of another shape": (
         lambda: fit(anchor=OTHER_SHAPE),
         ValueError,
-        "anchor and parameters that differ at 'head'",
+        r"`anchor` of `fit_radii` has 'head' of shape \(2, 5\), where \(2, 2\) is expected",
     ),
     "fit: anchor without the leaf": (
         lambda: fit(anchor={"block": PARAMS["block"]}),
         ValueError,
-        "is missing from the anchor",
+        "`anchor` of `fit_radii` has 'head' missing",
     ),
     # States.
     "radii of a state without ours": (
@@ -273,7 +273,21 @@ CASES = {
     "set_anchor to another shape": (
         lambda: set_anchor(STATE, OTHER_SHAPE),
         ValueError,
-        r"has 'head' of shape \(2, 5\), but its anchor has shape \(2, 2\)",
+        r"has 'head' of shape \(2, 5\), but the state's has shape \(2, 2\)",
+    ),
+    "set_anchor with importances that there are none of": (
+        lambda: set_anchor(STATE, PARAMS, importance=PARAMS),
+        ValueError,
+        "holds none to exchange",
+    ),
+    "set_anchor with importances of another shape": (
+        lambda: set_anchor(
+            tpgm_jax.add_anchor_decay(1.0, importance=PARAMS).init(PARAMS),
+            PARAMS,
+            importance=OTHER_SHAPE,
+        ),
+        ValueError,
+        r"`importance` has 'head' of shape \(2, 5\)",
     ),
 }
 

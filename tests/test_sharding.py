@@ -5,6 +5,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
@@ -195,6 +196,25 @@ def test_state_types_are_the_same_wherever_a_state_comes_from(method, model):
     done = run(method, model, mesh_of(EXPLICIT))
     assert_of_one_type(done.state, done.init)
     assert_of_one_type(done.compiled_init, done.init)
+
+
+@each_kind
+@pytest.mark.parametrize("source", ["file", "whole", "laid alike"])
+def test_a_new_anchor_lies_as_the_old_one_did(kind, source):
+    model, mesh = "fsdp x tensor", mesh_of(kind)
+    params, other = (numbers(seed, shapes=SHAPES[model]) for seed in (0, 1))
+    expected = new = jax.tree.map(np.asarray, other)
+    with jax.set_mesh(mesh):
+        state: Any = ftp(optax.sgd(0.1)).init(laid_out(params, mesh, SPECS[model]))
+        if source == "whole":
+            new = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, P())), new)
+        elif source == "laid alike":
+            new = laid_out(new, mesh, SPECS[model])
+        moved: Any = tpgm_jax.set_anchor(state, new)
+        if source != "file":  # a step that donates them must not take the anchor along
+            jax.tree.map(lambda x: x.delete(), new)
+    assert_of_one_type(moved.anchor, state.anchor)
+    jax.tree.map(np.testing.assert_array_equal, moved.anchor, expected)
 
 
 def test_an_eager_update_keeps_the_types_of_parameters_and_state():

@@ -144,6 +144,18 @@ def test_fit_radii_pairs_tensors_with_anchors_by_name():
     assert np.all(fitted.params["a"] < 0.6)  # from half of the way, back towards 0
 
 
+@pytest.mark.parametrize("head", [{}, {"head": jnp.zeros((2, 7))}])
+def test_fit_radii_takes_an_anchor_with_another_head_or_none(head):
+    anchor, tuned = {"w": jnp.zeros((2, 2))}, {"w": jnp.ones((2, 2)), "head": jnp.ones(2)}
+    fits = [
+        tpgm_jax.fit_radii(
+            lambda params, _: jnp.sum(params["w"] ** 2), tuned, x, range(5), exclude="head"
+        )
+        for x in (anchor | head, anchor | {"head": jnp.zeros(2)})
+    ]
+    jax.tree.map(np.testing.assert_array_equal, fits[0].params, fits[1].params)
+
+
 def test_fit_radii_leaves_excluded_leaves_and_its_arguments_alone():
     anchor = {"w": jnp.zeros((2, 2)), "head": jnp.zeros(2)}
     tuned = {"w": jnp.ones((2, 2)), "head": jnp.ones(2)}

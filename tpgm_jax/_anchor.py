@@ -8,7 +8,7 @@ import optax
 
 from tpgm_jax._axes import Layout
 from tpgm_jax._names import Nothing, by_name, closest, is_nothing
-from tpgm_jax._placement import beside, on_device
+from tpgm_jax._placement import in_place_of, on_device
 
 # The parameters that `init` sees, copied into the state; a tree that each `update` is handed;
 # or zeros, for adapters that are added to frozen weights.
@@ -109,11 +109,14 @@ def _mapped(f, params: optax.Params, layout: Layout) -> optax.Params:
     return treedef.unflatten([Nothing() if t is None else f(x) for x, t in pairs])
 
 
-def moved(anchor: optax.Params, params: optax.Params) -> optax.Params:
+def moved(anchor: optax.Params, params: optax.Params, what: str = "params") -> optax.Params:
     """`params` in the structure, dtypes and memory of `anchor`, as a new anchor.
 
     Leaves are found by name: `params` may hold more of them (`optax.partition` shows
     each transformation its own part), in other containers (`nnx` variables or arrays).
+
+    Raises:
+        ValueError: `what` lacks a leaf, or has it in another shape.
     """
     source = by_name(params)
 
@@ -122,16 +125,16 @@ def moved(anchor: optax.Params, params: optax.Params) -> optax.Params:
             return old
         if name not in source:
             raise ValueError(
-                f"`params` lacks {name!r}, which the state is anchored at: pass the "
-                "parameters of the model that `init` saw."
+                f"`{what}` lacks {name!r}, which the state is anchored at: pass a tree "
+                "of the model that `init` saw."
             )
         new = source[name]
         if jnp.shape(new) != jnp.shape(old):
             raise ValueError(
-                f"`params` has {name!r} of shape {jnp.shape(new)}, but its anchor has shape "
-                f"{jnp.shape(old)}: pass the parameters of the model that `init` saw."
+                f"`{what}` has {name!r} of shape {jnp.shape(new)}, but the state's has shape "
+                f"{jnp.shape(old)}: pass a tree of the model that `init` saw."
             )
-        return beside(jnp.array(on_device(new), dtype=jnp.result_type(old), copy=True), old)
+        return in_place_of(old, new)
 
     new_leaves = [replacement(name, old) for name, old in by_name(anchor).items()]
     return jax.tree.unflatten(jax.tree.structure(anchor, is_leaf=is_nothing), new_leaves)

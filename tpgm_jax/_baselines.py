@@ -75,9 +75,9 @@ def add_anchor_decay(
         importance: a tree of the parameters' shapes, with a factor of 0 or more for each weight,
             such as the diagonal of the Fisher information at the anchor: the mean over examples
             of the squared gradient of the log likelihood. Found by name; leaves that are excluded
-            may be missing. `init` copies it into the state, and `set_anchor` leaves it there; for
-            the next task's, `optax.tree.set(opt_state, importance=fisher)`. It must be laid
-            out over devices as the parameters are.
+            may be missing. `init` copies it into the state; for the next task's,
+            `set_anchor(opt_state, params, importance=fisher)`. It must be laid out over devices
+            as the parameters are.
         exclude: leaves whose update passes untouched, such as a new head; as for `ftp`.
         anchor: where `W0` comes from: "init", "argument" or "zero"; as for `ftp`.
         anchor_dtype: dtype of the copy that "init" keeps; as for `ftp`.

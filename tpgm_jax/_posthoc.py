@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tpgm_jax import _radii
+from tpgm_jax import _anchor, _radii
 from tpgm_jax._axes import AxesSpec, layout
 from tpgm_jax._candidate import candidate
-from tpgm_jax._checks import check_norm, check_same_shapes, check_unit
-from tpgm_jax._names import Exclude, by_name, leaf_names
+from tpgm_jax._checks import check_norm, check_unit
+from tpgm_jax._names import Exclude
 from tpgm_jax._state import named
 from tpgm_jax._tpgm import scalar
 from tpgm_jax._unit import units
@@ -62,7 +62,7 @@ def fit_radii(
     Args:
         value_fn: `(params, batch)` to the held-out loss, a scalar; in evaluation mode.
         params: the fine-tuned parameters.
-        anchor: the pre-trained parameters, of the same structure.
+        anchor: the pre-trained parameters, found by name; what is excluded it need not have.
         batches: any iterable; one radius step for each. All should have the same shapes,
             as another shape compiles the step again. Wrap it in `tqdm` to see progress.
         norm: "l2", one norm for each tensor, or "mars", one for each row.
@@ -104,12 +104,9 @@ def fit_radii(
             "`value_fn` must be a function `(params, batch)` that returns the held-out loss; "
             f"got {type(value_fn).__name__}."
         )
-    check_same_shapes(params, anchor, "anchor", "fit_radii")
-    # By name, as leaves of an `OrderedDict` or a dataclass come in an order of their own.
-    by_path = by_name(anchor)
-    in_order = [by_path[name] for name in leaf_names(params)]
-    anchor = jax.tree.unflatten(jax.tree.structure(params), in_order)
     parts = layout(params, exclude, axes)
+    remedy = "pass the pre-trained parameters of the same model"
+    anchor = _anchor.matched(anchor, params, parts, "the `anchor` of `fit_radii`", remedy)
     dtype = _radii.radii_dtype(params, parts)
 
     def tuned(params, anchor):

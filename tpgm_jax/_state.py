@@ -95,7 +95,11 @@ def named(names: Sequence[str], layers: Sequence[int], values: Any) -> dict[str,
 
 
 def set_anchor(
-    opt_state: optax.OptState, params: optax.Params, *, reset: bool = True
+    opt_state: optax.OptState,
+    params: optax.Params,
+    *,
+    reset: bool = True,
+    importance: optax.Params | None = None,
 ) -> optax.OptState:
     """Anchors the optimizer at other parameters.
 
@@ -106,15 +110,18 @@ def set_anchor(
         opt_state: any state with one of ours somewhere in it.
         params: the new anchor, which is copied; the parameters of the whole model.
         reset: learn the radii anew. Step, radii, their optimizer and the displacement
-            start afresh, as after `init`; the base optimizer's state stays, and so do the
-            importances of `add_anchor_decay`. Without it only the anchor moves.
+            start afresh, as after `init`; the base optimizer's state stays. Without it only
+            the anchor moves.
+        importance: new importances for `add_anchor_decay`, such as those of the task that has
+            just been learned, which are copied. By default it keeps its old ones.
 
     Returns:
         The state with its anchors exchanged.
 
     Raises:
         ValueError: there is no state of ours in `opt_state`; a leaf of the old anchor is
-            missing from `params`, or has another shape.
+            missing from `params`, or has another shape; likewise for `importance`, or there are
+            none to exchange.
 
     Examples:
         >>> import jax.numpy as jnp, optax, tpgm_jax
@@ -124,11 +131,18 @@ def set_anchor(
         >>> opt_state = tpgm_jax.set_anchor(opt_state, checkpoint)
     """
     _check_any_of_ours(opt_state)
+    if importance is not None and not any(map(_weighs, ours(opt_state))):
+        raise ValueError(
+            "`set_anchor` was handed `importance`, but `opt_state` holds none to exchange: build "
+            "`add_anchor_decay` with those of the first task, or with ones."
+        )
 
     def replace(node):
         if not _is_ours(node):
             return node
         changes = {"anchor": _anchor.moved(node.anchor, params)}
+        if importance is not None and _weighs(node):
+            changes["importance"] = _anchor.moved(node.importance, importance, "importance")
         if reset:
             # At step 0 the next update starts the radii and their optimizer by itself.
             zeroed = [x for x in ("step", "radii", "displacement") if x in node._fields]
@@ -171,6 +185,11 @@ def offload(opt_state: optax.OptState) -> optax.OptState:
         return node._replace(**{x: jax.tree.map(on_host, getattr(node, x)) for x in fields})
 
     return jax.tree.map(moved, opt_state, is_leaf=_is_ours)
+
+
+def _weighs(node: Any) -> bool:
+    """Whether it is a state with importances; holes are no leaves."""
+    return isinstance(node, AnchorDecayState) and bool(jax.tree.leaves(node.importance))
 
 
 def _zeros(array: Any) -> jax.Array:
