@@ -164,7 +164,20 @@ def test_half_precision_and_numbers_that_are_not_finite(suffix, tmp_path, capsys
     assert a["relative"] is None  # the anchor has no size
     assert (b["mars"]["largest"], b["not_finite"]) == (None, 3)
     assert [x["mars"]["largest"] for x in c] == ([] if suffix == ".npz" else [3])
-    assert "not finite: 3 entries of b" in command(capsys, "compare", *paths)[1]
+    assert "not finite: 3 numbers of b" in command(capsys, "compare", *paths)[1]
+
+
+@pytest.mark.parametrize("suffix", [".msgpack", ""])
+def test_the_boxes_of_nnx_and_of_partitioned_variables_are_looked_through(suffix, tmp_path, capsys):
+    def measured(boxed):
+        paths = []
+        for seed in range(2):
+            flat = {f"{k}/value" if boxed else k: x for k, x in weights(seed).items()}
+            paths.append(save(tmp_path / f"{boxed}{seed}{suffix}", flat))
+        return compared(capsys, *paths, "--axes", "layers/.*=auto,0")["tensors"]
+
+    for plain, boxed in zip(measured(False), measured(True), strict=True):
+        assert boxed == plain | {"name": f"{plain['name']}/value"}
 
 
 def test_names_can_not_write_to_the_terminal(tmp_path, capsys):

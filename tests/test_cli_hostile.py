@@ -283,7 +283,11 @@ def test_what_is_missing_or_no_file_is_said(tmp_path, capsys):
     for path, message in (
         (tmp_path / "none.npz", "No such file"),
         (tmp_path / "fifo", "neither a file nor a directory"),
-        (tmp_path, "no Orbax checkpoint"),
+        (
+            tmp_path,
+            f"no Orbax checkpoint, because neither it nor a directory in it has a file "
+            f"_METADATA: name the file, such as {good}",
+        ),
     ):
         code, _, err = command(capsys, "compare", good, path)
         assert code == 2

@@ -64,6 +64,40 @@ def test_everything_that_orbax_can_store_in_every_way(options, tmp_path, capsys,
     assert files[0] == files[1]
 
 
+@pytest.mark.parametrize("options", [{}, {"use_ocdbt": False}], ids=["database", "directories"])
+@pytest.mark.filterwarnings("ignore")
+def test_arrays_that_are_not_looked_into_are_copied_and_compared(options, tmp_path, capsys):
+    def narrow(x):  # 4 bits are no numbers to NumPy
+        return jnp.zeros(5000, jnp.int4).at[2500].set(x)
+
+    paths = [tmp_path / name for name in ("w0", "w", "out")]
+    checkpointer = ocp.PyTreeCheckpointer(**options)
+    for seed, path in enumerate(paths[:2]):
+        checkpointer.save(path, {"w": np.full(3, seed, np.float32), "narrow": narrow(seed)})
+    assert "not measured (int4), different" in command(capsys, "compare", *paths[:2])[1]
+    assert command(capsys, "project", *paths[:2], "--alpha", 0.5, "-o", paths[2])[0] == 0
+    np.testing.assert_array_equal(checkpointer.restore(paths[2])["narrow"], narrow(1))
+    assert "not measured (int4), the same" in command(capsys, "compare", *paths[1:])[1]
+
+
+def test_a_read_only_directory_is_copied(tmp_path, capsys):
+    path = save(tmp_path / "w", {"w": np.ones(3, np.float32)})
+    for directory in (*(x for x in path.rglob("*") if x.is_dir()), path):
+        directory.chmod(0o555)
+    out = tmp_path / "out"
+    assert command(capsys, "project", path, path, "--alpha", 0.5, "-o", out)[0] == 0
+    # To the owner, at least: tests may run as one who needs no permission.
+    assert all(x.stat().st_mode & 0o700 == 0o700 for x in (out, *out.rglob("*")) if x.is_dir())
+    for directory in (path, *(x for x in path.rglob("*") if x.is_dir())):
+        directory.chmod(0o755)
+
+
+def test_a_parameter_may_be_called_like_a_file_of_orbax(tmp_path, capsys):
+    path = save(tmp_path / "w", {"_METADATA": np.ones(3, np.float32)})
+    assert command(capsys, "project", path, path, "--alpha", 0.5, "-o", tmp_path / "out")[0] == 0
+    np.testing.assert_array_equal(load(tmp_path / "out")["_METADATA"], 1.0)
+
+
 def test_a_step_of_a_checkpoint_manager_is_read_again_by_orbax(tmp_path, capsys):
     for seed in range(2):
         with ocp.CheckpointManager(tmp_path / f"run{seed}") as manager:

@@ -47,13 +47,14 @@ def parts_of(
             "`report` was handed an `anchor`, but `opt_state` holds its own and this one would not "
             "be looked at: leave it out, or move the state's with `tpgm_jax.set_anchor`."
         )
+    states = sorted(states, key=lambda state: isinstance(state, LEARNED))
     names = [known_names(state, known) for state in states]
     if isinstance(axes, Mapping):
         for pattern in axes:
             matches(pattern, [name for some in names for name in some], "axes")
     parts = []
-    for state in sorted(states, key=lambda state: isinstance(state, LEARNED)):
-        shown = {name: known[name] for name in known_names(state, known)}
+    for state, its_names in zip(states, names, strict=True):
+        shown = {name: known[name] for name in its_names}
         parts.append(_part(state, shown, norm, _relevant(axes, shown), _source(state, anchor)))
     return parts
 

@@ -12,7 +12,7 @@ exit codes:
   0    done; for `compare`: both have the same names, shapes and dtypes
   1    `compare`: done, and names, shapes or dtypes differ
   2    wrong usage, or a file that can not be read or written
-  130  interrupted; 141: the reader of the output has gone
+  130  interrupted; 141: the reader of the output has gone; 143: terminated
 """
 FILES = """\
 checkpoints: safetensors, flax msgpack, npz, or an Orbax directory, known by their contents.

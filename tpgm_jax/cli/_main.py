@@ -36,6 +36,8 @@ def run(argv: Sequence[str] | None = None) -> int:
         args = parser().parse_args(argv)
     except SystemExit as end:  # after --help, or what argparse says of bad usage
         return end.code if isinstance(end.code, int) else BAD
+    # Another program may have the accelerator, and there is nothing here to speed up.
+    jax.config.update("jax_platforms", "cpu")
     try:
         # Checkpoints may be float64, and nobody else's arrays are touched by it.
         with _terminated(), jax.enable_x64(True):

@@ -48,9 +48,8 @@ def _open(path: Path) -> Checkpoint:
             f"{path} is a pointer of Git LFS and not the file itself: run `git lfs pull`."
         )
     # Pickle's first byte begins an empty map in msgpack, behind which nothing can follow.
-    if (head[0] == 0x80 and head[1:2] in (b"\2", b"\3", b"\4", b"\5")) or path.suffix in (
-        *(".pkl", ".pickle", ".joblib"),
-    ):
+    pickled = head[0] == 0x80 and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
+    if pickled or path.suffix in (".pkl", ".pickle", ".joblib"):
         raise CommandError(pickle_refused(path))
     if head.startswith(b"PK\3\4"):
         return open_npz(path)

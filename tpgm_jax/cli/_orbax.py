@@ -53,9 +53,11 @@ def _item(path: Path) -> Path:
     if below:
         names = ", ".join(repr(printable(child.name)) for child in below[:10])
         raise CommandError(f"{path} holds several Orbax checkpoints: name one of {names}.")
+    files = sorted(x for x in path.iterdir() if x.suffix in (".safetensors", ".msgpack", ".npz"))
     raise CommandError(
         f"{path} is a directory and no Orbax checkpoint, because neither it nor a directory in it "
-        f"has a file {_STRUCTURE}: name the step, such as {path}/1000."
+        f"has a file {_STRUCTURE}: name the "
+        + (f"file, such as {printable(str(files[0]))}." if files else f"step, such as {path}/1000.")
     )
 
 
@@ -92,7 +94,10 @@ class Orbax:
         with reading(self.path, KIND), _quiet():
             if entry.dtype is None:
                 (found,) = self._restored([name])
-                return np.frombuffer(repr(found).encode(errors="surrogateescape"), np.uint8)
+                whole = repr(found).encode(errors="surrogateescape")  # which it is not of an array
+                if hasattr(found, "dtype"):
+                    whole = np.asarray(found).tobytes()
+                return np.frombuffer(whole, np.uint8)
             if name not in self._ready:
                 names = self._following(name)
                 self._ready.clear()
@@ -136,11 +141,9 @@ class Orbax:
         return [found[self._positions[name]] for name in names]
 
     def save(self, target: Path, replacement: Replacement) -> None:
-        keys = {
-            name: self._leaves[i].name
-            for name, i in self._positions.items()
-            if self.entries[name].dtype is not None  # others are no arrays, and stored elsewhere
-        }
+        leaves = {name: self._leaves[i] for name, i in self._positions.items()}
+        # Others are no arrays, and stored elsewhere.
+        keys = {name: x.name for name, x in leaves.items() if getattr(x, "dtype", None) is not None}
         copy = Copy(self._item, target, list(keys.values()), KIND)
         for name, entry in self.entries.items():
             new = replacement(entry)

@@ -40,7 +40,11 @@ class Copy:
         self._ts = optional("tensorstore")
         self._database = (item / _STORE[0]).exists()
         with self._writing():
-            shutil.copytree(item, target, ignore=_beside(item, arrays))
+            # Without a database, each array is a directory.
+            store = _STORE if self._database else {array.split("/")[0] for array in arrays}
+            shutil.copytree(item, target, ignore=_beside(item, store))
+            for directory in (target, *(x for x in target.rglob("*") if x.is_dir())):
+                directory.chmod(directory.stat().st_mode | 0o700)  # a read-only one, else
         with reading(item, kind):
             self._from = self._open(item)
             self._keys = _by_array(item, self._from.list().result(), arrays)
@@ -107,10 +111,8 @@ class Copy:
             raise CommandError(f"{self._target} can not be written, because {reason}.") from error
 
 
-def _beside(item: Path, arrays: Collection[str]) -> Any:
+def _beside(item: Path, store: Collection[str]) -> Any:
     """For `shutil.copytree`: what is in the store and not beside it."""
-    # Without a database, each array is a directory.
-    store = {*_STORE, *(array.split("/")[0] for array in arrays)}
 
     def ignored(directory: str, names: list[str]) -> list[str]:
         if Path(directory) != item:

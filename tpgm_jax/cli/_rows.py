@@ -1,6 +1,8 @@
 """Which tensors are measured, and along which axes their rows lie."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import jax
@@ -92,8 +94,16 @@ def tensors(
 
 
 def _called(names: Sequence[str]) -> dict[str, str]:
-    """Names with slashes for dots where there is no slash, as Flax's rules are for paths."""
+    """What Flax's rules call a tensor: a path with slashes, without the box around an array.
+
+    A box of NNX's variables or of linen's `Partitioned` is a level with a `value` and nothing else.
+    """
     called = {name: name if "/" in name else name.replace(".", "/") for name in names}
+    below = Counter(str(level) for path in called.values() for level in PurePosixPath(path).parents)
+    called = {
+        name: box if below[box := path.removesuffix("/value")] == 1 else path
+        for name, path in called.items()
+    }
     distinct = len(set(called.values())) == len(called)
     return called if distinct else {name: name for name in names}
 

@@ -73,7 +73,7 @@ def _notes(comparison: Comparison) -> list[str]:
         lines.append(f"not measured ({printable(entry.label)}), {state}: {printable(name)}")
     for x in comparison.measured:
         if x.distance.not_finite:
-            count = plural(x.distance.not_finite, "entry").replace("entrys", "entries")
+            count = plural(x.distance.not_finite, "number")
             lines.append(f"not finite: {count} of {printable(x.entry.name)}")
     if comparison.excluded:
         lines.append(f"excluded: {plural(len(comparison.excluded), 'tensor')}")
