@@ -179,7 +179,7 @@ def test_injected_hyperparameters_need_not_be_rounded_to_half_precision():
     params, grads = numbers(dtype="bfloat16"), numbers(1, dtype="bfloat16")
     plain = project_to_anchor(0.3)
     injected = optax.inject_hyperparams(
-        project_to_anchor, static_args=STATIC_ARGS, hyperparam_dtype=jnp.float32
+        project_to_anchor, static_args=STATIC_ARGS, hyperparam_dtype=jnp.dtype("float32")
     )(0.3)
     updates, _ = updater(injected)(grads, injected.init(params), params)
     expected, _ = updater(plain)(grads, plain.init(params), params)
