@@ -32,8 +32,11 @@ class Scope:
     tuning_seeds: tuple[int, ...] = cells.TUNING_SEEDS
     curve: bool = True
     settings: int | None = None  # how many are tried of each method; None: all
-    brief: tuple[str, ...] = ()  # models with the main methods and the reused head alone
+    brief: tuple[str, ...] = ()  # models with `BRIEF` and the reused head alone
 
+
+# Of models that are to be brief, as each method is a program to compile.
+BRIEF = ("finetune", "ftp", "tpgm")
 
 # Each method once: no curves, and one setting to choose from. It compiles more than it trains.
 FAST = Scope(
@@ -93,7 +96,7 @@ def ordered(done: Validation, scope: Scope) -> Iterator[Cell]:
             for method in trains
             for model in scope.models
             if reuses or method in NEW_HEAD
-            if model not in scope.brief or (reuses and method in curved)
+            if model not in scope.brief or (reuses and _source(method) in BRIEF)
         ]
         for model, method in pairs:
             yield from tuning_cells(model, head, method, scope)
