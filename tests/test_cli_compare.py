@@ -1,4 +1,4 @@
-"""`tpgm-jax compare`: distances by hand, and what only one checkpoint has."""
+"""`tpgm-jax compare`: distances worked by hand, and differences in structure."""
 
 import json
 
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from checkpoint_files import FORMATS, SHAPES, command, compared, save, weights
 
-from tpgm_jax._axes import Axes, layout
-from tpgm_jax._projection import norms
+from tpgm_jax._core.axes import Axes, make_layout
+from tpgm_jax._core.ball import norms
 from tpgm_jax.cli import _distance, _plot
 
 each_format = pytest.mark.parametrize("suffix", FORMATS.values(), ids=FORMATS)
-# The axes along which a row extends, by hand: attention's outputs are its heads.
+# The input axes of each row, worked by hand: attention's outputs are its heads.
 INPUTS = {
     "block_0/query/kernel": 0,
     "block_0/query/bias": (0, 1),
@@ -26,12 +26,12 @@ STACKED = ("--axes", "layers/.*=auto,0")
 
 
 @each_format
-def test_distances_are_those_worked_out_by_hand(suffix, tmp_path, capsys):
+def test_distances_worked_by_hand(suffix, tmp_path, capsys):
     w0, w = weights(0), weights(1)
     paths = [save(tmp_path / f"{i}{suffix}", x) for i, x in enumerate((w0, w))]
     found = compared(capsys, *paths, *STACKED)
     assert found["same_structure"]
-    # As people count, and not as letters sort: 10 after 2.
+    # Natural order: 10 after 2.
     assert [x["name"] for x in found["tensors"]] == [
         *("block_0/query/bias", "block_0/query/kernel", "block_2/norm/scale", "block_10/kernel"),
         *("gain", "layers/kernel"),
@@ -57,11 +57,11 @@ def test_distances_are_those_worked_out_by_hand(suffix, tmp_path, capsys):
     ("shape", "rows", "layers"),
     [((3, 4, 5), 0, ()), ((3, 4, 5), 1, 0), ((1, 60), -1, ()), ((60, 1), 0, ()), ((7,), (), ())],
 )
-def test_measuring_by_blocks_agrees_with_the_librarys_norms(shape, rows, layers, monkeypatch):
+def test_distances_by_blocks_equal_the_librarys_norms(shape, rows, layers, monkeypatch):
     monkeypatch.setattr(_distance, "BLOCK", 7)
     rng = np.random.default_rng(0)
     w0, w = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
-    (tensor,) = layout({"w": w}, axes={"w": Axes(rows, layers)}).tensors
+    (tensor,) = make_layout({"w": w}, axes={"w": Axes(rows, layers)}).tensors
     found = _distance.distance(w, w0, tensor)
     for norm, largest, mean in (
         ("mars", found.mars_largest, found.mars_mean),
@@ -73,7 +73,7 @@ def test_measuring_by_blocks_agrees_with_the_librarys_norms(shape, rows, layers,
         np.testing.assert_allclose(mean, jnp.mean(expected), rtol=60 * 6e-8)
 
 
-def test_rows_are_first_in_pytorch_and_last_in_flax_unless_it_is_said(tmp_path, capsys):
+def test_rows_are_first_in_pytorch_and_last_in_flax_by_default(tmp_path, capsys):
     shapes = {"layer.weight": (3, 2), "layer.bias": (3,), "dense.kernel": (3, 2)}
     w0 = {name: np.zeros(s, np.float32) for name, s in shapes.items()}
     w = {name: np.arange(np.prod(s), dtype=np.float32).reshape(s) for name, s in shapes.items()}
@@ -83,7 +83,7 @@ def test_rows_are_first_in_pytorch_and_last_in_flax_unless_it_is_said(tmp_path, 
         found = compared(capsys, *paths, *args)["tensors"]
         return {x["name"]: x["mars"]["largest"] for x in found}
 
-    # [[0 1] [2 3] [4 5]]: the last row sums to 9, the last column too; the mean tells them apart.
+    # [[0 1] [2 3] [4 5]]: the last row and the last column both sum to 9, but their means differ.
     assert largest() == {"layer.weight": 9, "layer.bias": 3, "dense.kernel": 9}
     means = {
         rows: [x["mars"]["mean"] for x in compared(capsys, *paths, *args)["tensors"]]
@@ -104,7 +104,7 @@ def test_rows_are_first_in_pytorch_and_last_in_flax_unless_it_is_said(tmp_path, 
 
 
 @each_format
-def test_what_differs_in_structure_is_listed_and_ends_in_1(suffix, tmp_path, capsys):
+def test_differences_in_structure_are_listed_with_exit_code_1(suffix, tmp_path, capsys):
     w0, w = weights(0), weights(1)
     del w0["gain"]
     w["head/kernel"] = np.ones((5, 2), np.float32)
@@ -137,7 +137,7 @@ def test_what_differs_in_structure_is_listed_and_ends_in_1(suffix, tmp_path, cap
         "not measured (int32), different: count",
     ):
         assert line in out.splitlines()
-    # What is excluded counts as no difference.
+    # Excluded tensors do not count as differences.
     skip = "gain|head/.*|old/.*|block_(2|10)/.*"
     assert compared(capsys, *paths, "--exclude", skip)["same_structure"]
 
@@ -152,23 +152,23 @@ def test_different_formats_compare(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".msgpack", ".npz", ""])
-def test_half_precision_and_numbers_that_are_not_finite(suffix, tmp_path, capsys):
+def test_half_precision_and_non_finite_numbers(suffix, tmp_path, capsys):
     w0 = {"a": np.zeros(4, ml_dtypes.bfloat16), "b": np.zeros(3, np.float16)}
     w = {"a": np.array([1, 2, 4, 8], ml_dtypes.bfloat16), "b": w0["b"] + np.float16(np.nan)}
-    if suffix != ".npz":  # which has no name for it
+    if suffix != ".npz":  # npz has no name for float8
         w0["c"] = np.zeros(2, ml_dtypes.float8_e4m3fn)
         w["c"] = np.array([1, 2], ml_dtypes.float8_e4m3fn)
     paths = [save(tmp_path / f"{i}{suffix}", x) for i, x in enumerate((w0, w))]
     a, b, *c = compared(capsys, *paths)["tensors"]
     assert (a["dtype"], a["mars"]["largest"], a["l2"]["largest"]) == ("bfloat16", 15, 85**0.5)
-    assert a["relative"] is None  # the anchor has no size
+    assert a["relative"] is None  # the anchor is zero
     assert (b["mars"]["largest"], b["not_finite"]) == (None, 3)
     assert [x["mars"]["largest"] for x in c] == ([] if suffix == ".npz" else [3])
     assert "not finite: 3 numbers of b" in command(capsys, "compare", *paths)[1]
 
 
 @pytest.mark.parametrize("suffix", [".msgpack", ""])
-def test_the_boxes_of_nnx_and_of_partitioned_variables_are_looked_through(suffix, tmp_path, capsys):
+def test_boxes_of_nnx_and_partitioned_variables_do_not_change_the_result(suffix, tmp_path, capsys):
     def measured(boxed):
         paths = []
         for seed in range(2):
@@ -180,13 +180,13 @@ def test_the_boxes_of_nnx_and_of_partitioned_variables_are_looked_through(suffix
         assert boxed == plain | {"name": f"{plain['name']}/value"}
 
 
-def test_names_can_not_write_to_the_terminal(tmp_path, capsys):
+def test_names_cannot_control_the_terminal(tmp_path, capsys):
     name = "a\x1b[2J\nb\u202e\x9b$\\frac$[red]é"
     path = save(tmp_path / "x.safetensors", {name: np.ones(2, np.float32)})
     code, out, _ = command(capsys, "compare", path, path, "--plot", tmp_path / "x.png")
     assert code == 0
     assert r"a\x1b[2J\nb\u202e\x9b$\frac$[red]é  " in out
-    assert out.isprintable() is False  # for its line ends alone
+    assert out.isprintable() is False  # because of its line ends
     assert all(line.isprintable() for line in out.splitlines())
     assert compared(capsys, path, path)["tensors"][0]["name"] == name
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
@@ -200,15 +200,14 @@ def test_a_plot_shows_every_distance(tmp_path, capsys, monkeypatch):
     code, _, _ = command(capsys, "compare", *paths, "--plot", tmp_path / "x.svg")
     assert code == 0
     svg = (tmp_path / "x.svg").read_text()
-    # A marker for each of the three panels but where nothing moved; the anchor of zeros leaves
-    # the third one empty.
+    # One marker per moved tensor in two panels. The third is empty, because the anchor is zero.
     assert svg.count("<use ") > 2 * 24
-    # Every third has a label, as there are more than ten.
+    # Every third tensor has a label, because there are more than ten.
     assert all(f"block_{i}/kernel" in svg for i in (0, 3, 24))
     assert "block_1/kernel" not in svg
 
 
-def test_json_is_all_that_is_printed(tmp_path, capsys):
+def test_json_is_the_only_output(tmp_path, capsys):
     path = save(tmp_path / "x.npz", weights(0))
     _, out, err = command(capsys, "compare", path, path, "--json")
     assert err == ""

@@ -1,4 +1,4 @@
-"""Random damage to each format: an exit code, no traceback, and little memory."""
+"""Random damage to each format ends with an exit code, no traceback, and little memory."""
 
 import json
 import os
@@ -12,17 +12,17 @@ import pytest
 from checkpoint_files import FORMATS, save, weights
 
 CASES = 200
-# Importing all and compiling nothing takes less; a bomb may unfold to 64 MB, twice.
+# Enough for all imports without compilation; a bomb may expand to 64 MB, twice.
 MEGABYTES = 300
 
 
 def damaged(contents: bytes, rng: random.Random) -> bytes:
-    """`contents` cut off, or with a few bytes that are others, gone or new."""
+    """`contents` truncated, or with a few bytes changed, deleted or inserted."""
     data = bytearray(contents)
     if rng.random() < 0.3:
         return bytes(data[: rng.randrange(len(data))])
     for _ in range(rng.choice((1, 1, 2, 8))):
-        # Half of them near either end, where headers and directories are.
+        # Two thirds are near the ends, where headers and directories are.
         near = min(len(data), 400)
         at = rng.choice((rng.randrange(len(data)), rng.randrange(near), -1 - rng.randrange(near)))
         how = rng.random()
@@ -35,7 +35,7 @@ def damaged(contents: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-# Runs all commands of stdin, a line of JSON each, and prints their exit codes and what it took.
+# Runs the commands of stdin, one JSON list a line, and prints exit codes and the growth of memory.
 WORKER = """
 import contextlib, io, json, resource, sys
 from tpgm_jax.cli import main
@@ -51,13 +51,14 @@ print(json.dumps([codes, peak() - before]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", FORMATS.values(), ids=FORMATS)
 def test_random_damage_never_ends_in_a_traceback(suffix, tmp_path):
     rng = random.Random(len(suffix))
     flat = {**weights(0), "count": np.arange(4)}
     good = save(tmp_path / f"good{suffix}", flat)
     files = [p for p in good.rglob("*") if p.is_file()] if good.is_dir() else [good]
-    # By size, as Orbax gives files random names, which are not to decide what is damaged.
+    # Sort by size, because Orbax gives files random names.
     files.sort(key=lambda path: path.stat().st_size)
     originals = {path.relative_to(tmp_path): path.read_bytes() for path in files}
     lines = [json.dumps(["compare", str(good), str(good), "--json"])]
@@ -78,12 +79,12 @@ def test_random_damage_never_ends_in_a_traceback(suffix, tmp_path):
         env={**os.environ, "MALLOC_ARENA_MAX": "2"},
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    codes, grown = json.loads(run.stdout.splitlines()[-1])
+    codes, growth = json.loads(run.stdout.splitlines()[-1])
     assert codes[0] == [0, ""]
     assert len(codes) == len(lines)
-    for line, (code, said) in zip(lines, codes, strict=True):
+    for line, (code, message) in zip(lines, codes, strict=True):
         assert code in (0, 1, 2), line
-        assert said.startswith("tpgm-jax: error: ") == (code == 2), said
-    # Damage to what is only numbers goes unseen, and of Orbax's files some are not read.
+        assert message.startswith("tpgm-jax: error: ") == (code == 2), message
+    # Damage to numbers is not detected, and some files of Orbax are not read.
     assert sum(code == 2 for code, _ in codes) > len(codes) / 10
-    assert grown < MEGABYTES
+    assert growth < MEGABYTES

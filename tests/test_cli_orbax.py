@@ -1,4 +1,4 @@
-"""What `tpgm-jax project` makes of an Orbax directory: the same, but for the arrays that moved."""
+"""`tpgm-jax project` copies an Orbax directory, except for the arrays that it moves."""
 
 import logging
 import re
@@ -13,7 +13,7 @@ import pytest
 from checkpoint_files import command, load, save
 
 from tpgm_jax.cli import _orbax_copy
-from tpgm_jax.cli._open import checkpoint
+from tpgm_jax.cli._open import open_checkpoint
 
 WAYS = {
     "zarr in a database": {},
@@ -28,7 +28,7 @@ def tree(seed):
     return {
         "mlp/~/linear.0": {"w w": rng.normal(size=(3, 2)).astype(np.float16)},
         "list": [jnp.asarray(rng.normal(size=3), jnp.bfloat16), 3 + seed, 2.5 + seed, "text"],
-        "zeros": np.zeros((2, 2), np.float32),  # which a store may leave out
+        "zeros": np.zeros((2, 2), np.float32),  # a store may omit chunks of zeros
         "phase": rng.normal(size=2).astype(np.complex64),
         "none": None,
         "empty": {},
@@ -38,15 +38,15 @@ def tree(seed):
 def halfway(w0, w):
     if isinstance(w, int | str):
         return w
-    # In float64, and rounded to the tensor's own: half an ulp of it, as a mean of two is exact.
+    # In float64, then rounded once: the mean of two numbers is exact in float64.
     mean = (np.asarray(w0, np.complex128) + np.asarray(w, np.complex128)) / 2
     mean = mean if np.iscomplexobj(w) else mean.real
     return type(w)(mean) if isinstance(w, float) else mean.astype(w.dtype)
 
 
 @pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
-@pytest.mark.filterwarnings("ignore")  # Orbax's own, of shardings
-def test_everything_that_orbax_can_store_in_every_way(options, tmp_path, capsys, caplog):
+@pytest.mark.filterwarnings("ignore")  # Orbax warns about shardings
+def test_every_leaf_type_and_driver_of_orbax(options, tmp_path, capsys, caplog):
     caplog.set_level(logging.CRITICAL, "absl")
     paths = [tmp_path / name for name in ("w0", "w", "out")]
     checkpointer = ocp.PyTreeCheckpointer(**options)
@@ -66,8 +66,8 @@ def test_everything_that_orbax_can_store_in_every_way(options, tmp_path, capsys,
 
 @pytest.mark.parametrize("options", [{}, {"use_ocdbt": False}], ids=["database", "directories"])
 @pytest.mark.filterwarnings("ignore")
-def test_arrays_that_are_not_looked_into_are_copied_and_compared(options, tmp_path, capsys):
-    def narrow(x):  # 4 bits are no numbers to NumPy
+def test_arrays_of_4_bits_are_copied_and_compared(options, tmp_path, capsys):
+    def narrow(x):  # NumPy has no 4-bit numbers
         return jnp.zeros(5000, jnp.int4).at[2500].set(x)
 
     paths = [tmp_path / name for name in ("w0", "w", "out")]
@@ -86,19 +86,19 @@ def test_a_read_only_directory_is_copied(tmp_path, capsys):
         directory.chmod(0o555)
     out = tmp_path / "out"
     assert command(capsys, "project", path, path, "--alpha", 0.5, "-o", out)[0] == 0
-    # To the owner, at least: tests may run as one who needs no permission.
+    # Check the mode, because the tests may run as a user who needs no permission.
     assert all(x.stat().st_mode & 0o700 == 0o700 for x in (out, *out.rglob("*")) if x.is_dir())
     for directory in (path, *(x for x in path.rglob("*") if x.is_dir())):
         directory.chmod(0o755)
 
 
-def test_a_parameter_may_be_called_like_a_file_of_orbax(tmp_path, capsys):
+def test_a_parameter_may_share_its_name_with_a_file_of_orbax(tmp_path, capsys):
     path = save(tmp_path / "w", {"_METADATA": np.ones(3, np.float32)})
     assert command(capsys, "project", path, path, "--alpha", 0.5, "-o", tmp_path / "out")[0] == 0
     np.testing.assert_array_equal(load(tmp_path / "out")["_METADATA"], 1.0)
 
 
-def test_a_step_of_a_checkpoint_manager_is_read_again_by_orbax(tmp_path, capsys):
+def test_orbax_restores_the_projected_step_of_a_checkpoint_manager(tmp_path, capsys):
     for seed in range(2):
         with ocp.CheckpointManager(tmp_path / f"run{seed}") as manager:
             manager.save(7, args=ocp.args.StandardSave({"w": np.full(3, seed, np.float32)}))
@@ -124,21 +124,21 @@ def test_few_new_arrays_are_in_memory_at_once_and_the_index_is_written_seldom(
         most.append(len(alive))
         return new
 
-    with checkpoint(path) as opened:
-        opened.save(tmp_path / "out", replacement)
-    # The new one, and the one before, which is still bound while the new one is made.
+    with open_checkpoint(path) as checkpoint:
+        checkpoint.save(tmp_path / "out", replacement)
+    # The new array, and the previous one, which is still referenced.
     assert max(most) <= 2
     received = load(tmp_path / "out")
     assert all((x == 1 + float(name)).all() for name, x in received.items())
     assert len(received) == 64
-    # Some 250 bytes each, so that eight make a batch, and a file or two are written for each of the
-    # eight batches. One a key would be 128, and none of them is copied.
+    # Each array takes about 250 bytes, so eight form a batch, and each of the eight batches writes
+    # one or two files. One file per key would be 128. No old file is copied.
     written, old = ({x.name for x in (p / "d").iterdir()} for p in (tmp_path / "out", path))
     assert 4 <= len(written) < 20
     assert not written & old
 
 
-def test_a_disk_that_is_full_is_said_in_one_line(tmp_path, capsys):
+def test_a_full_disk_is_reported_in_one_line(tmp_path, capsys):
     numbers = np.random.default_rng(0).normal(size=10**5).astype(np.float32)
     paths = [save(tmp_path / f"{i}", {"w": numbers + i}) for i in range(2)]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -148,15 +148,15 @@ def test_a_disk_that_is_full_is_said_in_one_line(tmp_path, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (code, err.count("\n")) == (2, 1)
-    assert re.search("can not be written, because .*File too large", err), err
+    assert re.search("cannot be written, because .*File too large", err), err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1"]
 
 
-def test_arrays_in_one_anothers_place_are_refused(tmp_path, capsys):
+def test_arrays_with_ambiguous_keys_are_refused(tmp_path, capsys):
     path = tmp_path / "w"
     ocp.PyTreeCheckpointer().save(path, {"a": np.ones(2), "a/b": np.ones(2)})
     args = ("project", path, path, "--alpha", 0.5, "-o", tmp_path / "out")
     code, _, err = command(capsys, *args)
     assert (code, err.count("\n")) == (2, 1)
-    assert "'a/b', so that what is stored of them can not be told apart" in err
+    assert "the keys of its arrays 'a' and 'a/b' are ambiguous" in err
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Usage, exit codes, and an output that is whole or not there."""
+"""Usage, exit codes, and atomic output."""
 
 import os
 import re
@@ -53,15 +53,15 @@ USAGE = {
     "plot over an input": (("compare", "W0", "LINK", "--plot", "LINK"), "is an input"),
     "output of another format": (
         ("project", "W0", "W", "--alpha", 1, "-o", "OUT.npz"),
-        "of the format of FINETUNED, safetensors",
+        "the format of FINETUNED, safetensors",
     ),
     "output over an input": (
         ("project", "W0", "W", "--alpha", 1, "--force", "-o", "W0"),
-        "never overwritten",
+        "is an input",
     ),
     "output over a link to an input": (
         ("project", "W0", "W", "--alpha", 1, "--force", "-o", "LINK"),
-        "never overwritten",
+        "is an input",
     ),
     "output that exists": (("project", "W0", "W", "--alpha", 1, "-o", "OLD"), "pass --force"),
     "output in no directory": (
@@ -80,7 +80,7 @@ USAGE = {
 
 
 @pytest.mark.parametrize(("args", "message"), USAGE.values(), ids=USAGE)
-def test_wrong_usage_ends_in_2_and_changes_nothing(args, message, pair, tmp_path, capsys):
+def test_wrong_usage_has_exit_code_2_and_changes_nothing(args, message, pair, tmp_path, capsys):
     names = {"W0": pair[0], "W": pair[1], "LINK": tmp_path / "link.png"}
     names |= {name: tmp_path / name for name in ("OUT", "OLD", "DIR", "OUT.npz", "OUT/x")}
     names["LINK"].symlink_to(pair[1])
@@ -93,11 +93,11 @@ def test_wrong_usage_ends_in_2_and_changes_nothing(args, message, pair, tmp_path
     assert before == {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
 
 
-def test_shapes_that_differ_and_nothing_in_common_are_errors(tmp_path, capsys):
+def test_different_shapes_and_disjoint_names_are_errors(tmp_path, capsys):
     flats = [{"a": np.ones(2)}, {"a": np.ones(3)}, {"b": np.ones(2)}]
     a, longer, other = [save(tmp_path / f"{i}.npz", x) for i, x in enumerate(flats)]
     for finetuned, message in (
-        (longer, "'a' has shape (2,) in PRETRAINED"),
+        (longer, "'a' cannot be moved, because it has shape (2,) in PRETRAINED"),
         (other, "'a' and 'b'"),
     ):
         out = tmp_path / "out.npz"
@@ -116,11 +116,11 @@ def test_help_has_examples_and_exit_codes(capsys):
         assert ("examples:" in out) == (len(args) == 2)
 
 
-def test_a_library_that_is_missing_is_named_with_its_extra(pair, capsys, monkeypatch):
+def test_the_error_for_a_missing_library_names_the_extra(pair, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
     code, _, err = command(capsys, "compare", *pair)
     assert code == 2
-    assert "needs safetensors" in err
+    assert "safetensors is not installed" in err
     assert "pip install 'tpgm-jax[cli]'" in err
 
 
@@ -138,9 +138,7 @@ def test_force_overwrites_and_keeps_links_and_permissions(pair, tmp_path, capsys
 
 @each_format
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(
-    error, suffix, tmp_path, capsys, monkeypatch
-):
+def test_a_failed_write_leaves_only_the_old_file(error, suffix, tmp_path, capsys, monkeypatch):
     paths = [save(tmp_path / f"{i}{suffix}", weights(i)) for i in range(2)]
     out = tmp_path / f"out{suffix}"
     if suffix:
@@ -150,7 +148,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
     def fail(path):
         raise error
 
-    # When all is written and about to be synchronised; and in the middle.
+    # Fail when everything is written and about to be synced, and in the middle.
     for target, name in (("tpgm_jax.cli._output._sync", fail), (None, None)):
         with monkeypatch.context() as patch:
             if target is not None:
@@ -181,7 +179,7 @@ def _reader(suffix):
     return {".npz": _npz.Npz, "": _orbax.Orbax}.get(suffix, _checkpoint.Ranges)
 
 
-def test_a_disk_that_is_full_leaves_the_old_file(tmp_path, capsys):
+def test_a_full_disk_leaves_the_old_file(tmp_path, capsys):
     flats = [{"w": np.full(10**5, i, np.float32)} for i in range(2)]
     paths = [save(tmp_path / f"{i}.safetensors", x) for i, x in enumerate(flats)]
     out = tmp_path / "out.safetensors"
@@ -198,25 +196,26 @@ def test_a_disk_that_is_full_leaves_the_old_file(tmp_path, capsys):
     assert len(os.listdir(tmp_path)) == 3
 
 
-# The program, which stops at the second tensor until it is killed. It would ignore Ctrl-C where a
-# shell runs the tests in the background.
+# The program, stopped at the second tensor until it is killed. It sets the handler of SIGINT,
+# because a shell disables it for programs in the background.
 STALLED = """
 import signal, sys, time
 from pathlib import Path
 from tpgm_jax.cli import _project, main
 signal.signal(signal.SIGINT, signal.default_int_handler)
-calls, interpolated = [], _project.interpolated
+calls, interpolate_tensor = [], _project.interpolate_tensor
 def stalled(*args):
     calls.append(args)
     if len(calls) == 2:
         Path(sys.argv[1]).touch()
         time.sleep(60)
-    return interpolated(*args)
-_project.interpolated = stalled
+    return interpolate_tensor(*args)
+_project.interpolate_tensor = stalled
 sys.exit(main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path):
     flat = {f"{i}/kernel": np.ones(2**10, np.float32) for i in range(3)}
     path = save(tmp_path / "w.safetensors", flat)
@@ -229,19 +228,19 @@ def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path):
         while not marker.exists():
             assert process.poll() is None
             time.sleep(0.01)
-        begun = list(tmp_path.glob(".tpgm-jax-*.tmp"))
-        assert len(begun) == 1
+        temporary = list(tmp_path.glob(".tpgm-jax-*.tmp"))
+        assert len(temporary) == 1
         process.send_signal(number)
         process.communicate()
         assert process.returncode == code
         assert out.read_bytes() == b"old"
         left = list(tmp_path.glob(".tpgm-jax-*.tmp"))
-        assert left == (begun if number == signal.SIGKILL else [])
+        assert left == (temporary if number == signal.SIGKILL else [])
         for leftover in (*left, marker):
             leftover.unlink()
 
 
-def test_a_reader_that_has_gone_ends_in_141(tmp_path):
+def test_a_closed_pipe_has_exit_code_141(tmp_path):
     path = save(tmp_path / "w.npz", weights(0))
     process = subprocess.Popen(
         [*PROGRAM, "compare", path, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -249,13 +248,14 @@ def test_a_reader_that_has_gone_ends_in_141(tmp_path):
     assert process.stdout is not None
     process.stdout.close()
     assert process.stderr is not None
-    said = process.stderr.read()
+    message = process.stderr.read()
     process.stderr.close()
-    assert (process.wait(), said) == (141, b"")
+    assert (process.wait(), message) == (141, b"")
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
-    # 64 tensors of 4 MB, of which both files together would take 512 MB.
+    # 64 tensors of 4 MB; both files together are 512 MB.
     tensor = np.random.default_rng(0).normal(size=(2**10, 2**10)).astype(np.float32)
     flat = {f"block_{i}/kernel": tensor for i in range(64)}
     path = save(tmp_path / "w.safetensors", flat)
@@ -271,13 +271,13 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
         [sys.executable, "-c", code, path, path], capture_output=True, text=True, check=True
     )
     compared, projected = map(int, run.stdout.splitlines()[-1].split())
-    # In MB. Two tensors and blocks of a million numbers in float64; eight tensors in float32, and
-    # some 120 for JAX and its compiler, which do not grow with the file.
+    # In MB. `compare`: two tensors, and blocks of a million numbers in float64. `project`: eight
+    # tensors in float32, and about 120 for JAX and its compiler, whatever the size of the file.
     assert compared < 2 * 4 + 6 * 8 + 10
     assert projected < 8 * 4 + 150
 
 
-def test_nothing_of_it_is_imported_with_the_package():
+def test_the_package_does_not_import_the_command_line():
     code = (
         "import sys, tpgm_jax; assert not [m for m in sys.modules if 'tpgm_jax.cli' in m];"
         "from tpgm_jax.cli import main;"

@@ -1,4 +1,4 @@
-"""The commands on the page of the command line print what it shows."""
+"""The commands in docs/cli.md print the output shown there."""
 
 import os
 import re
@@ -22,16 +22,16 @@ SHAPES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """With the two checkpoints of the page, of which one went a hundredth of its size."""
+    """A folder with the two checkpoints of the page, at a relative distance of 0.01."""
     rng = np.random.default_rng(0)
     pretrained = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
     finetuned = {name: w + 0.01 * rng.normal(size=w.shape) for name, w in pretrained.items()}
-    made = tmp_path_factory.mktemp("page")
+    folder = tmp_path_factory.mktemp("page")
     for name, flat in (("pretrained", pretrained), ("finetuned", finetuned)):
         flat = flat | ({"head/kernel": np.ones((16, 10))} if name == "finetuned" else {})
         arrays: Any = {k: w.astype(np.float32) for k, w in flat.items()}
-        np.savez(made / f"{name}.npz", **arrays)
-    return made
+        np.savez(folder / f"{name}.npz", **arrays)
+    return folder
 
 
 def test_there_are_commands():
@@ -39,8 +39,8 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize(("command", "expected"), BLOCK.findall(PAGE.read_text()))
-def test_a_command_prints_what_the_page_shows(command, expected, folder):
-    # The program and the interpreter beside it, as in an environment that is active.
+def test_a_command_prints_the_output_on_the_page(command, expected, folder):
+    # Put the program and its interpreter first in PATH, as in an active environment.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     active = os.environ | {"PATH": path}
     printed = subprocess.run(

@@ -1,4 +1,4 @@
-"""`tpgm-jax project`: the library's own numbers, bit for bit, and a file that is whole."""
+"""`tpgm-jax project`: equal to the library bit for bit, with the rest of the file unchanged."""
 
 import json
 
@@ -33,7 +33,7 @@ def assert_same_bits(received, expected):
 
 
 def run(tmp_path, capsys, suffix, w0, w, *args):
-    """`project`, and what it wrote."""
+    """Runs `project`; the tensors that it wrote, and its report."""
     paths = [tmp_path / f"{name}{suffix}" for name in ("w0", "w", "out")]
     for path, flat in zip(paths, (w0, w), strict=False):
         save(path, flat)
@@ -44,12 +44,12 @@ def run(tmp_path, capsys, suffix, w0, w, *args):
 
 
 @each_format
-def test_interpolation_is_the_librarys_bit_for_bit(suffix, tmp_path, capsys):
+def test_interpolation_equals_the_librarys_bit_for_bit(suffix, tmp_path, capsys):
     w0, w = weights(0), weights(1)
     w0["half"], w["half"] = (x["layers/kernel"].astype(ml_dtypes.bfloat16) for x in (w0, w))
     w0["steps"], w["steps"] = np.arange(3, dtype=np.int32), np.arange(3, 6, dtype=np.int32)
     received, report = run(tmp_path, capsys, suffix, w0, w, "--alpha", 0.3)
-    assert_same_bits(received, tpgm_jax.interpolate(w0, w, 0.3))
+    assert_same_bits(received, tpgm_jax.interpolate(w, w0, 0.3))
     assert report["copied"] == {"steps": "nothing to move (int32)"}
 
 
@@ -57,7 +57,7 @@ def test_interpolation_is_the_librarys_bit_for_bit(suffix, tmp_path, capsys):
     ("norm", "radius", "dtype"),
     [("mars", 1.5, np.float32), ("mars", 1.5, ml_dtypes.bfloat16), ("l2", 2.0, np.float32)],
 )
-def test_projection_is_the_librarys_bit_for_bit(norm, radius, dtype, tmp_path, capsys):
+def test_projection_equals_the_librarys_bit_for_bit(norm, radius, dtype, tmp_path, capsys):
     w0, w = weights(0, dtype), weights(1, dtype)
     w["gain"] = np.asarray(w0["gain"] + dtype(0.25))  # inside its ball
     args = ("--radius", radius, "--norm", norm, "--axes", "layers/.*=auto,0")
@@ -89,7 +89,8 @@ def test_a_projection_worked_by_hand(tmp_path, capsys):
     w0 = {"kernel": np.array([[1.0, 1], [1, 1]], np.float32)}
     w = {"kernel": np.array([[4.0, 1.5], [2, 1.5]], np.float32)}
     received, _ = run(tmp_path, capsys, ".npz", w0, w, "--radius", 2)
-    # The first column has moved 4 and may 2; the second moved 1. An ulp, for the 1e-8 in the norm.
+    # The first column moved 4 and is projected to 2; the second moved 1. The tolerance is one ulp,
+    # because 1e-8 is added to the norm.
     np.testing.assert_allclose(received["kernel"], [[2.5, 1.5], [1.5, 1.5]], rtol=1.2e-7)
     np.testing.assert_array_equal(received["kernel"][:, 1], w["kernel"][:, 1])
     found = compared(capsys, tmp_path / "w0.npz", tmp_path / "out.npz")
@@ -103,11 +104,11 @@ def test_blocks_and_float8(tmp_path, capsys, monkeypatch):
     wide = {"narrow": np.array([3, 1], ml_dtypes.float8_e4m3fn)}
     received, _ = run(tmp_path, capsys, ".msgpack", w0 | narrow, w | wide, "--alpha", 0.5)
     np.testing.assert_array_equal(received.pop("narrow").astype(np.float32), [2, 1])
-    assert_same_bits(received, tpgm_jax.interpolate(w0, w, 0.5))
+    assert_same_bits(received, tpgm_jax.interpolate(w, w0, 0.5))
 
 
 @each_format
-def test_a_new_head_and_what_is_excluded_are_copied_and_said_so(suffix, tmp_path, capsys):
+def test_new_and_excluded_tensors_are_copied_and_reported(suffix, tmp_path, capsys):
     w0, w = weights(0), weights(1)
     del w0["gain"]
     w["block_10/kernel"] = np.ascontiguousarray(w["block_10/kernel"][:, :4])
@@ -120,7 +121,7 @@ def test_a_new_head_and_what_is_excluded_are_copied_and_said_so(suffix, tmp_path
     assert_same_bits(received, {name: w0[name] for name in w if name not in alone} | alone)
 
 
-def test_the_rest_of_the_file_is_kept(tmp_path, capsys):
+def test_the_rest_of_the_file_is_unchanged(tmp_path, capsys):
     paths = [tmp_path / f"{name}.safetensors" for name in ("w0", "w", "out")]
     save(paths[0], weights(0))
     save(paths[1], weights(1), format="np", note="kept")
@@ -132,7 +133,7 @@ def test_the_rest_of_the_file_is_kept(tmp_path, capsys):
         assert new.offset_keys() == old.offset_keys()
 
 
-def test_msgpack_keeps_what_is_no_array(tmp_path, capsys):
+def test_msgpack_leaves_without_an_array_are_copied(tmp_path, capsys):
     from flax import serialization
 
     def tree(seed, **more):
@@ -148,16 +149,16 @@ def test_msgpack_keeps_what_is_no_array(tmp_path, capsys):
     assert_same_bits(received["params"], weights(0))
 
 
-def test_arrays_that_flax_saves_in_pieces(tmp_path, capsys, monkeypatch):
+def test_arrays_that_flax_saves_in_chunks(tmp_path, capsys, monkeypatch):
     from flax import serialization
 
     monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 48)
     w0, w = weights(0), weights(1)
     received, _ = run(tmp_path, capsys, ".msgpack", w0, w, "--alpha", 0.5)
-    assert_same_bits(received, tpgm_jax.interpolate(w0, w, 0.5))
+    assert_same_bits(received, tpgm_jax.interpolate(w, w0, 0.5))
 
 
-def test_nan_stays_and_is_said(tmp_path, capsys):
+def test_nan_is_copied_and_reported(tmp_path, capsys):
     w0, w = weights(0), weights(1)
     w["gain"] = np.asarray(np.nan, np.float32)
     received, report = run(tmp_path, capsys, ".npz", w0, w, "--radius", 1)

@@ -1,4 +1,4 @@
-"""Pictures hold the numbers they are given, and say what they are."""
+"""Plots show the numbers that they get, with labels."""
 
 import io
 import sys
@@ -28,8 +28,8 @@ def _closed():
     plt.close("all")
 
 
-def drawn(ax):
-    """`ax`, after it was rendered to pixels, in which something is not white."""
+def render(ax):
+    """Renders `ax`, checks that some pixels are not white, and returns it."""
     buffer = io.BytesIO()
     ax.figure.savefig(buffer, format="png", dpi=50)
     buffer.seek(0)
@@ -39,7 +39,7 @@ def drawn(ax):
 
 
 def lines(ax):
-    """Label to points, but for the lines that help."""
+    """Label to points, without auxiliary lines."""
     shown = [line for line in ax.lines if not line.get_label().startswith("_")]
     return {line.get_label(): np.transpose(line.get_data()).tolist() for line in shown}
 
@@ -63,7 +63,7 @@ def group(name, radius, distance=0.5, saturated=0.5, norm="mars", layer=None):
 
 
 def test_layers_follow_each_other_from_input_to_output():
-    ax = drawn(plot.radii_by_depth(RADII))
+    ax = render(plot.radii_by_depth(RADII))
     assert ticks(ax) == ["embed", "0", "1", "2", "norm", "head"]
     assert lines(ax) == {
         "blocks": [[1, 0.1], [2, 0.2], [3, 0.3]],
@@ -80,7 +80,7 @@ def test_layers_follow_each_other_from_input_to_output():
 
 def test_block_10_comes_after_block_9():
     radii = blocks(12)
-    ax = drawn(plot.radii_by_depth(radii))
+    ax = render(plot.radii_by_depth(radii))
     assert ticks(ax) == [str(i) for i in range(12)]
     assert lines(ax)["mlp/kernel"] == [[i, radii[f"block_{i}/mlp/kernel"]] for i in range(12)]
     assert ax.get_yscale() == "log"
@@ -88,12 +88,12 @@ def test_block_10_comes_after_block_9():
     assert ax.get_xlabel() == "block, from input to output"
 
 
-def test_numbers_within_numbers_make_a_layer_where_layers_then_look_alike():
+def test_nested_numbers_form_a_layer_if_layers_are_then_alike():
     depths = {0: 3, 1: 4, 2: 6}
     names = [
         f"stage_{i}/block_{j}/conv_{k}/w" for i in depths for j in range(depths[i]) for k in "01"
     ]
-    ax = drawn(plot.radii_by_depth(dict.fromkeys(names, 0.5)))
+    ax = render(plot.radii_by_depth(dict.fromkeys(names, 0.5)))
     assert list(lines(ax)) == ["conv_0/w", "conv_1/w"]
     assert ticks(ax)[:4] == [
         "stage_0/block_0",
@@ -104,64 +104,64 @@ def test_numbers_within_numbers_make_a_layer_where_layers_then_look_alike():
     assert len(ticks(ax)) == 13
 
 
-def test_names_without_numbers_are_named_in_full():
-    ax = drawn(plot.radii_by_depth({"body/kernel": 0.3, "body/bias": 0.2, "gain": 0.1}))
+def test_names_without_numbers_are_shown_in_full():
+    ax = render(plot.radii_by_depth({"body/kernel": 0.3, "body/bias": 0.2, "gain": 0.1}))
     assert ticks(ax) == ["body/kernel", "body/bias", "gain"]
     assert lines(ax) == {"radius": [[0, 0.3], [1, 0.2], [2, 0.1]]}
     assert ax.get_xlabel() == "tensor"
 
 
-def test_labels_are_short_and_beside_each_other():
+def test_labels_are_short_and_do_not_overlap():
     radii = {f"net/layers/{kind}": [0.5, 0.9 - 1e-4 * i] for i, kind in enumerate("abcdefgh")}
-    ax = drawn(
+    ax = render(
         plot.radii_by_depth(radii | {"net/layers/i": [0.5, 0.1], "net/layers/j": [0.5, 0.6]})
     )
     assert texts(ax) == ["i", "j", *"hgfedcba"]  # from below
     heights = [text.xyann[1] for text in ax.texts]
-    # A line of 8 points, in axes whose height is known now that they are drawn.
+    # The height of a line of 8 points, in axes that are already drawn.
     line = 8 / (ax.get_window_extent().height / ax.figure.dpi * 72)
     assert np.diff(heights).min() > line
     assert 0 <= heights[0] < heights[-1] <= 1
-    # Those that have room are at the height of their line.
+    # Labels with enough room are at the height of their line.
     for height, radius in zip(heights[:2], (0.1, 0.6), strict=True):
         place = ax.transAxes.inverted().transform(ax.transData.transform((0, radius)))[1]
         np.testing.assert_allclose(height, place, atol=1e-6)
 
 
 @pytest.mark.parametrize("zero", [0.0, 1e-8, 1e-5])
-def test_radii_next_to_nothing_are_told_apart_from_small_ones(zero):
+def test_collapsed_radii_are_drawn_below_small_ones(zero):
     radii = {"block_0/w": 0.1, "block_1/w": zero, "block_2/w": 3.0}
-    ax = drawn(plot.radii_by_depth(radii))
+    ax = render(plot.radii_by_depth(radii))
     (_, first), (_, collapsed), (_, last) = lines(ax)["w"]
     assert (first, last) == (0.1, 3.0)
     low, high = ax.get_ylim()
     assert low < collapsed < first < last < high
     ticked = dict(zip(ax.get_yticks(), ticks(ax, "y"), strict=True))
     assert ticked[collapsed] == "< 0.1"
-    # In place of five decades, there is one line.
+    # The axis does not span the decades down to `zero`.
     assert low > 0.01
 
 
-def test_a_model_that_may_not_move_at_all():
-    ax = drawn(plot.radii_by_depth({"block_0/w": 1e-8, "block_1/w": 0.0}))
+def test_all_radii_may_have_collapsed():
+    ax = render(plot.radii_by_depth({"block_0/w": 1e-8, "block_1/w": 0.0}))
     assert [y for _, y in lines(ax)["w"]] == [0.0, 0.0]
 
 
 def test_a_hundred_layers_are_legible():
-    ax = drawn(plot.radii_by_depth(blocks(100)))
+    ax = render(plot.radii_by_depth(blocks(100)))
     assert len(lines(ax)) == 3
     assert 20 <= len(ticks(ax)) <= 40
     many = {f"block_{i}/part_{letter * 60}": 0.1 for i in range(3) for letter in "abcdefghij" * 9}
     many |= {f"block_{i}/part_{j}": 0.1 + j for i in range(3) for j in range(150)}
-    ax = drawn(plot.radii_by_depth(many))
-    assert len(texts(ax)) < 40  # of 160, those that fit
+    ax = render(plot.radii_by_depth(many))
+    assert len(texts(ax)) < 40  # only those that fit, of 160
     assert max(map(len, texts(ax))) <= 40
 
 
 def test_a_line_for_each_tensor_over_training():
     history = {step: {"b": 0.1 * step, "w": [0.2, 0.3]} for step in (20, 10)} | {30: {"b": 4.0}}
-    for given in (history, list(history.items()), iter(history.items())):
-        ax = drawn(plot.radii_over_training(given))
+    for source in (history, list(history.items()), iter(history.items())):
+        ax = render(plot.radii_over_training(source))
         assert lines(ax)["b"] == [[10, 1.0], [20, 2.0], [30, 4.0]]
         assert lines(ax)["w/1"][:2] == [[10, 0.3], [20, 0.3]]
         assert np.isnan(lines(ax)["w/1"][2][1])
@@ -170,9 +170,9 @@ def test_a_line_for_each_tensor_over_training():
         assert ax.get_yscale() == "log"
 
 
-def test_many_lines_are_coloured_by_layer_and_the_extremes_named():
+def test_many_lines_are_coloured_by_layer_and_the_extremes_labelled():
     radii = blocks(50)
-    ax = drawn(
+    ax = render(
         plot.radii_over_training([(t, {k: t * r for k, r in radii.items()}) for t in (1, 2)])
     )
     assert len(lines(ax)) == 150
@@ -185,14 +185,14 @@ def test_many_lines_are_coloured_by_layer_and_the_extremes_named():
     assert ticks(bar) == ["block_0", "block_49"]
 
 
-def test_one_step_is_a_history():
-    ax = drawn(plot.radii_over_training([(np.int64(5), {"w": 0.1})]))
+def test_a_history_may_have_a_single_step():
+    ax = render(plot.radii_over_training([(np.int64(5), {"w": 0.1})]))
     assert lines(ax) == {"w": [[5, 0.1]]}
 
 
 def test_distances_against_radii():
     report = Report((group("a", 1.0, 1.0, 1.0), group("b", 2.0, 0.25, 0.0)), ())
-    ax = drawn(plot.distance_against_radius(report))
+    ax = render(plot.distance_against_radius(report))
     (points,) = ax.collections
     np.testing.assert_array_equal(points.get_offsets(), [[1.0, 1.0], [2.0, 0.25]])
     np.testing.assert_array_equal(points.get_array(), [100.0, 0.0])
@@ -206,7 +206,7 @@ def test_distances_against_radii():
     assert ax.get_xlim() == ax.get_ylim()
 
 
-def test_the_unit_is_that_of_the_norm():
+def test_axis_labels_name_the_norm():
     l2 = Report((group("a/0/w", 0.2, norm="l2"), group("a/1/w", 0.3, norm="l2")), ())
     expected = "radius: how far each tensor may go\nfrom its pre-trained weights (L2 norm)"
     assert plot.radii_by_depth(l2).get_ylabel() == expected
@@ -215,14 +215,14 @@ def test_the_unit_is_that_of_the_norm():
     assert ax.get_ylabel().startswith("distance: how far the tensor has gone\n")
 
 
-def test_they_draw_where_they_are_told_and_show_nothing(monkeypatch):
+def test_plots_draw_into_the_given_axes_and_show_nothing(monkeypatch):
     monkeypatch.setattr(plt, "show", lambda *_: pytest.fail("shown"))
     report = Report((group("a", 1.0), group("b", 2.0)), ())
     figure, panels = plt.subplots(1, 3, layout="constrained", figsize=(15, 5))
     assert plot.radii_by_depth(report, panels[0]) is panels[0]
     assert plot.radii_over_training([(1, report), (2, report)], ax=panels[1]) is panels[1]
     assert plot.distance_against_radius(report, panels[2]) is panels[2]
-    drawn(panels[0])
+    render(panels[0])
     assert plt.get_fignums() == [figure.number]
 
 
@@ -230,23 +230,23 @@ def test_they_draw_where_they_are_told_and_show_nothing(monkeypatch):
     ("call", "error", "message"),
     [
         (lambda: plot.radii_by_depth({}), ValueError, "nothing to draw"),
-        (lambda: plot.radii_by_depth(3.0), TypeError, "what `tpgm_jax.radii` or"),
+        (lambda: plot.radii_by_depth(3.0), TypeError, "result of `tpgm_jax.radii` or"),
         (lambda: plot.radii_over_training([]), ValueError, "`history` is empty"),
-        (lambda: plot.distance_against_radius(RADII), TypeError, "what `tpgm_jax.report"),
+        (lambda: plot.distance_against_radius(RADII), TypeError, "result of `tpgm_jax.report"),
         (
             lambda: plot.distance_against_radius(Report((group("a", None),), ())),
             ValueError,
-            "hold no radii",
+            "holds no radii",
         ),
     ],
 )
-def test_bad_input_gets_an_error_that_says_what_to_do(call, error, message):
+def test_errors_name_the_fix(call, error, message):
     with pytest.raises(error, match=message):
         call()
     assert plt.get_fignums() == []
 
 
-def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     for draw, data in (
         (plot.radii_by_depth, RADII),

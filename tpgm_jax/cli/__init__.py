@@ -1,18 +1,18 @@
 """The command line: `tpgm-jax compare` and `tpgm-jax project`.
 
-Nothing here is imported by `import tpgm_jax`. In the order in which one may read it:
+`import tpgm_jax` does not import this package. Its modules, in reading order:
 
-    _errors, _text         what goes wrong, and how names are printed
-    _checkpoint            what a file is to the rest: entries, read one at a time
-    _safetensors, _msgpack, _npz, _orbax      four formats, each of which imports its own library
-    _orbax_copy            how the last of them is written
-    _open                  which of them a path is
-    _output                a file that replaces another whole, or not at all
-    _rows                  which tensors are measured, and along which axes
-    _distance, _compare    how far they went
-    _move, _project        and back
-    _table, _plot          for people to look at
-    _arguments, _main      what the shell sees
+    _errors, _text         errors, and escaping of names
+    _checkpoint            the interface of a checkpoint: entries, read one at a time
+    _safetensors, _msgpack, _npz, _orbax      the formats; each imports its own library
+    _orbax_copy            writing of Orbax directories
+    _open                  detection of the format
+    _output                atomic replacement of the output
+    _rows                  selection of tensors and their axes
+    _distance, _compare    `compare`: distances
+    _move, _project        `project`: new weights
+    _table, _plot          output as a table or a plot
+    _arguments, _main      arguments and exit codes
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line, and returns its exit code.
 
     Args:
-        argv: arguments after the program's name; those of the process if left out.
+        argv: arguments without the program's name. Default: `sys.argv[1:]`.
     """
     from tpgm_jax.cli._main import run
 

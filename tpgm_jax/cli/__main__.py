@@ -1,4 +1,4 @@
-"""`python -m tpgm_jax.cli`."""
+"""Entry point of `python -m tpgm_jax.cli`."""
 
 import sys
 

@@ -1,21 +1,22 @@
-"""The arguments, and their help."""
+"""Arguments and help."""
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 import tpgm_jax
-from tpgm_jax._projection import NORMS
+from tpgm_jax._core.checks import Norm, Unit
 from tpgm_jax.cli._rows import ROWS
 
 CODES = """\
 exit codes:
   0    done; for `compare`: both have the same names, shapes and dtypes
   1    `compare`: done, and names, shapes or dtypes differ
-  2    wrong usage, or a file that can not be read or written
-  130  interrupted; 141: the reader of the output has gone; 143: terminated
+  2    wrong usage, or a file that cannot be read or written
+  130  interrupted; 141: the output pipe was closed; 143: terminated
 """
 FILES = """\
-checkpoints: safetensors, flax msgpack, npz, or an Orbax directory, known by their contents.
+checkpoints: safetensors, flax msgpack, npz, or an Orbax directory, detected by content.
 Pickles (.pt, .bin, .pkl) are never loaded. Tensors are read and written one at a time.
 """
 COMPARE = f"""\
@@ -29,8 +30,8 @@ examples:
 {CODES}"""
 PROJECT = f"""\
 {FILES}
-OUT is of the format of FINETUNED, with its names, order, dtypes and metadata. It is written beside
-and renamed, so that an old OUT stays whole until the new one is.
+OUT has the format, names, order, dtypes and metadata of FINETUNED. It is first written to a
+temporary file, which is then renamed, so that an existing OUT stays intact until the end.
 
 examples:
   tpgm-jax project pretrained.safetensors finetuned.safetensors --alpha 0.5 -o mean.safetensors
@@ -41,10 +42,9 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
     top = argparse.ArgumentParser(
         prog="tpgm-jax",
-        description="How far fine-tuned weights went from pre-trained ones, and back.",
+        description="Measure and reduce the distance of fine-tuned from pre-trained weights.",
         epilog=f"{FILES}\n{CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -52,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=tpgm_jax.__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    compare = _command(commands, "compare", "distance of every tensor, in both norms", COMPARE)
+    compare = _command(
+        commands, "compare", "measure the distance of every tensor, in both norms", COMPARE
+    )
     compare.add_argument("--plot", type=Path, metavar="FILE", help="draw a .png, .pdf or .svg")
 
     project = _command(commands, "project", "write a projected or interpolated copy", PROJECT)
@@ -65,15 +67,15 @@ def parser() -> argparse.ArgumentParser:
     project.add_argument("--force", action="store_true", help="overwrite OUT, but never an input")
     project.add_argument(
         "--norm",
-        choices=NORMS,
-        help="with --radius: of each row's L1 norm (mars, the default), or "
-        "of a tensor's or layer's l2 norm",
+        choices=get_args(Norm),
+        help="with --radius: bound the L1 norm of each row (mars, the default), or "
+        "the l2 norm of each tensor or layer",
     )
     project.add_argument(
         "--unit",
-        choices=("norm", "anchor"),
-        help="with --radius: what it is measured in, the norm "
-        "(the default) or the size of the pre-trained weights",
+        choices=get_args(Unit),
+        help="with --radius: its unit, the norm (the default) or the size of the "
+        "pre-trained weights",
     )
     return top
 
@@ -94,23 +96,22 @@ def _command(commands, name: str, summary: str, epilog: str) -> argparse.Argumen
         action="append",
         default=[],
         metavar="REGEX",
-        help="leave out tensors whose whole name matches; may be repeated",
+        help="skip tensors whose whole name matches; may be repeated",
     )
     command.add_argument(
         "--rows",
         choices=ROWS,
-        help="which axis of a tensor counts its output units: the first of "
-        "what is called weight (PyTorch, Equinox) and Flax's of all else (auto, the default), or "
-        "always the first or the last",
+        help="axis of output units: the first for names that end in weight (PyTorch, Equinox) "
+        "and Flax's for all others (auto, the default), or always the first or the last",
     )
     command.add_argument(
         "--axes",
         action="append",
         default=[],
         metavar="REGEX=ROWS[,LAYERS]",
-        help="the axes of output units and of stacked layers; the first that matches holds. ROWS: "
-        "auto, none, an axis, or several joined by +",
+        help="axes of output units and of stacked layers; the first match wins. ROWS: auto, none, "
+        "an axis, or several joined by +",
     )
-    command.add_argument("--json", action="store_true", help="print JSON, and nothing else")
+    command.add_argument("--json", action="store_true", help="print only JSON")
     command.add_argument("--quiet", action="store_true", help="show no progress")
     return command

@@ -1,4 +1,4 @@
-"""What a checkpoint is to the commands: entries by name, of which one is read at a time."""
+"""The interface of a checkpoint: entries by name, read one at a time."""
 
 import math
 import os
@@ -13,8 +13,8 @@ import numpy as np
 from tpgm_jax.cli._errors import CommandError
 from tpgm_jax.cli._text import printable
 
-# The dtypes of which we read numbers. A name out of a file is looked up here and never handed to
-# `numpy.dtype`, which understands "O", "V999999999" and "(9999,)f4" too.
+# Supported dtypes. A name from a file is looked up here and never passed to `numpy.dtype`, which
+# also accepts "O", "V999999999" and "(9999,)f4".
 DTYPES = {
     np.dtype(x).name: np.dtype(x)
     for x in (
@@ -26,8 +26,8 @@ DTYPES = {
     )
 }
 
-# A compressed file may unfold to a hundred times its size, and small ones to this many bytes.
-# Weights compress by a half; what exceeds both is a bomb, or nothing but zeros.
+# A compressed file may expand to `FREE` bytes plus `EXPANSION` times its size. Weights compress by
+# about a half; a file beyond this limit is a bomb, or all zeros.
 EXPANSION, FREE = 100, 64 * 2**20
 
 
@@ -35,11 +35,11 @@ class Entry(NamedTuple):
     """One leaf of a checkpoint.
 
     Attributes:
-        name: its path, joined by slashes where the format nests.
-        shape: its shape.
-        dtype: of its numbers, or `None` for what is copied and not looked into.
-        label: what its type is called.
-        size: its bytes in memory.
+        name: the leaf's path, joined by slashes if the format nests.
+        shape: shape of the array.
+        dtype: dtype of the array, or `None` for leaves that are copied unread.
+        label: name of the type, for output.
+        size: bytes in memory.
     """
 
     name: str
@@ -57,17 +57,17 @@ class Entry(NamedTuple):
         return self.dtype is not None and bool(jnp.issubdtype(self.dtype, jnp.inexact))
 
 
-# What an entry becomes; `None`: it stays as it is.
+# Returns the new array of an entry, or `None` to keep the old one.
 Replacement = Callable[[Entry], np.ndarray | None]
 
 
 class Checkpoint(Protocol):
-    """A file or directory that is open for reading. Its numbers stay on disk.
+    """A file or directory that is open for reading. Arrays stay on disk until they are read.
 
     Attributes:
-        path: where it is.
-        kind: the name of its format.
-        entries: by name, in the order of the file.
+        path: the file or directory.
+        kind: name of the format.
+        entries: entries by name, in the order of the file.
     """
 
     @property
@@ -80,17 +80,17 @@ class Checkpoint(Protocol):
     def entries(self) -> Mapping[str, Entry]: ...
 
     def expect(self, names: Sequence[str]) -> None:
-        """In which order entries will be read, for formats that gain by knowing."""
+        """Announces the order of reads, so that a format can read ahead."""
         ...
 
     def read(self, name: str) -> np.ndarray:
-        """One entry's numbers; of an entry without a dtype its bytes."""
+        """The array of one entry; its bytes if the entry has no dtype."""
         ...
 
     def save(self, target: Path, replacement: Replacement) -> None:
-        """Writes this checkpoint to `target`, new, with entries replaced one at a time.
+        """Writes a copy to the new path `target`, with entries replaced one at a time.
 
-        Names, order, shapes, dtypes and metadata stay.
+        Names, order, shapes, dtypes and metadata do not change.
         """
         ...
 
@@ -98,10 +98,10 @@ class Checkpoint(Protocol):
 
 
 class Ranges:
-    """A checkpoint whose entries lie in a file as they lie in memory.
+    """A checkpoint that stores raw array bytes at known ranges of a file.
 
-    A new one is then the same file with these bytes exchanged, and whatever else is in it stays
-    without our understanding it.
+    Saving copies the file and replaces the bytes of changed arrays; everything else is copied
+    unread.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Ranges:
         self._file.close()
 
     def expect(self, names: Sequence[str]) -> None:
-        del names  # any order is as good
+        del names  # entries are read independently
 
     def read(self, name: str) -> np.ndarray:
         ranges, entry = self._ranges[name], self.entries[name]
@@ -130,7 +130,7 @@ class Ranges:
             while done < end:
                 count = self._file.readinto(view[done:end])
                 if not count:
-                    raise CommandError(f"{self.path} became shorter while it was read.")
+                    raise self._size_error()
                 done += count
         return data if entry.dtype is None else data.view(entry.dtype).reshape(entry.shape)
 
@@ -153,9 +153,15 @@ class Ranges:
         while start < stop:
             data = self._file.read(min(stop - start, 2**20))
             if not data:
-                raise CommandError(f"{self.path} became shorter while it was read.")
+                raise self._size_error()
             out.write(data)
             start += len(data)
+
+    def _size_error(self) -> CommandError:
+        return CommandError(
+            f"{self.path} cannot be read, because it became shorter meanwhile: run this again when "
+            "no other program writes to it."
+        )
 
 
 def bytes_of(shape: Sequence[int], dtype: np.dtype) -> int:
@@ -172,18 +178,22 @@ def collect(path: Path, entries: Sequence[Entry]) -> dict[str, Entry]:
     for entry in entries:
         if entry.name in by_name:
             raise CommandError(
-                f"{path} has two parameters called {printable(entry.name)!r}, so that no name "
-                "tells them apart: rename one, such as a key with a slash in it."
+                f"{path} cannot be used, because it has two parameters called "
+                f"{printable(entry.name)!r}: rename one, such as a key with a slash in it."
             )
         by_name[entry.name] = entry
     return by_name
 
 
 def check_expansion(path: Path, name: str, size: int, stored: int) -> None:
-    """A size that a compressed file claims, before memory is set aside for it."""
+    """Checks the size that a compressed file claims, before memory is allocated for it.
+
+    Raises:
+        CommandError: `size` is too large for a file of `stored` bytes.
+    """
     if size > FREE + EXPANSION * stored:
         raise CommandError(
             f"{path}: {printable(name)!r} claims {size} bytes, more than {EXPANSION} times the "
-            f"{stored} that there are: it is damaged or a bomb. Save it without compression if "
-            "it is neither."
+            f"{stored} of the file, so it is damaged or a bomb: if it is neither, save it without "
+            "compression."
         )

@@ -1,4 +1,4 @@
-"""What two checkpoints have in common, how far it went, and what only one of them has."""
+"""Comparison of two checkpoints: structure, and the distance of each tensor."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tpgm_jax._axes import Tensor
+from tpgm_jax._core.axes import Tensor
+from tpgm_jax._core.names import natural_order
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry
 from tpgm_jax.cli._distance import Distance, distance, relative
-from tpgm_jax.cli._text import counting_order, finite
+from tpgm_jax.cli._text import finite_or_none
 
 
-class Measured(NamedTuple):
-    """A tensor and how far it went."""
+class Measurement(NamedTuple):
+    """A tensor and its distance from its anchor."""
 
     entry: Entry
     tensor: Tensor
@@ -21,14 +22,14 @@ class Measured(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """How the entries of two checkpoints pair, by name, without those that are excluded.
+    """Entries of two checkpoints, matched by name. Excluded entries are left out.
 
     Attributes:
-        common: in both, of the same shape.
-        only_pretrained: in the first alone.
-        only_finetuned: in the second alone.
-        shapes: in both, with different shapes: name to both.
-        dtypes: in both, of different dtypes: name to both. Measured nevertheless.
+        common: names in both, with equal shapes.
+        only_pretrained: names in the pre-trained checkpoint only.
+        only_finetuned: names in the fine-tuned checkpoint only.
+        shapes: name to both shapes, for names in both whose shapes differ.
+        dtypes: name to both dtypes, for names in both whose dtypes differ. These are measured too.
     """
 
     common: list[str]
@@ -42,82 +43,88 @@ class Structure(NamedTuple):
         return not (self.only_pretrained or self.only_finetuned or self.shapes or self.dtypes)
 
 
-def structure(
+def match_by_name(
     pretrained: Mapping[str, Entry], finetuned: Mapping[str, Entry], excluded: Collection[str]
 ) -> Structure:
-    """Pairs entries by name."""
-    ours = [name for name in finetuned if name not in excluded]
-    theirs = [name for name in pretrained if name not in excluded]
-    both = [(name, pretrained[name], finetuned[name]) for name in ours if name in pretrained]
+    """Matches the entries of two checkpoints by name."""
+    new = [name for name in finetuned if name not in excluded]
+    old = [name for name in pretrained if name not in excluded]
+    both = [(name, pretrained[name], finetuned[name]) for name in new if name in pretrained]
     return Structure(
         common=[name for name, w0, w in both if w0.shape == w.shape],
-        only_pretrained=[name for name in theirs if name not in finetuned],
-        only_finetuned=[name for name in ours if name not in pretrained],
+        only_pretrained=[name for name in old if name not in finetuned],
+        only_finetuned=[name for name in new if name not in pretrained],
         shapes={name: (w0.shape, w.shape) for name, w0, w in both if w0.shape != w.shape},
         dtypes={name: (w0.label, w.label) for name, w0, w in both if w0.label != w.label},
     )
 
 
 class Comparison(NamedTuple):
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
-        structure: how the two pair.
-        measured: tensors and their distances, as people count (`block_2` before `block_10`).
-        others: what is no real floating point: name to its entry and whether it is the same.
-        excluded: names that `--exclude` matched.
+        structure: entries of both checkpoints, matched by name.
+        measurements: tensors and their distances, in natural order.
+        others: name to entry and equality, for common entries that are not real floating point.
+        excluded: names that `--exclude` matched, in natural order.
     """
 
     structure: Structure
-    measured: list[Measured]
+    measurements: list[Measurement]
     others: dict[str, tuple[Entry, bool]]
     excluded: list[str]
 
     def totals(self) -> dict[str, Any]:
-        squares = sum(x.distance.squares for x in self.measured)
-        anchor = sum(x.distance.anchor_squares for x in self.measured)
-        largest = [x.distance.mars_largest for x in self.measured]
+        squares = sum(x.distance.squares for x in self.measurements)
+        anchor = sum(x.distance.anchor_squares for x in self.measurements)
+        largest = [x.distance.mars_largest for x in self.measurements]
         return {
-            "tensors": len(self.measured),
-            "parameters": sum(int(np.prod(x.entry.shape)) for x in self.measured),
-            "mars_largest": finite(float(np.max(largest))) if largest else None,
-            "l2": finite(squares**0.5),
-            "relative": finite(relative(squares, anchor)),
-            "not_finite": sum(x.distance.not_finite for x in self.measured),
+            "tensors": len(self.measurements),
+            "parameters": sum(int(np.prod(x.entry.shape)) for x in self.measurements),
+            "mars_largest": finite_or_none(float(np.max(largest))) if largest else None,
+            "l2": finite_or_none(squares**0.5),
+            "relative": finite_or_none(relative(squares, anchor)),
+            "not_finite": sum(x.distance.not_finite for x in self.measurements),
         }
 
     def as_json(self, pretrained: Path, finetuned: Path) -> dict[str, Any]:
-        found = self.structure
+        structure = self.structure
         return {
             "pretrained": str(pretrained),
             "finetuned": str(finetuned),
-            "same_structure": found.same,
-            "tensors": [_tensor_json(x) for x in self.measured],
+            "same_structure": structure.same,
+            "tensors": [_tensor_json(x) for x in self.measurements],
             "not_measured": [
                 {"name": name, "shape": entry.shape, "dtype": entry.label, "same": same}
                 for name, (entry, same) in self.others.items()
             ],
-            "only_pretrained": found.only_pretrained,
-            "only_finetuned": found.only_finetuned,
-            "shapes_differ": _pairs_json(found.shapes),
-            "dtypes_differ": _pairs_json(found.dtypes),
+            "only_pretrained": structure.only_pretrained,
+            "only_finetuned": structure.only_finetuned,
+            "shapes_differ": _pairs_json(structure.shapes),
+            "dtypes_differ": _pairs_json(structure.dtypes),
             "excluded": self.excluded,
             "totals": self.totals(),
         }
 
 
-def _tensor_json(measured: Measured) -> dict[str, Any]:
-    entry, tensor, found = measured
+def _tensor_json(measurement: Measurement) -> dict[str, Any]:
+    entry, tensor, distance = measurement
     return {
         "name": entry.name,
         "shape": entry.shape,
         "dtype": entry.label,
         "rows": tensor.rows,
         "layers": tensor.layers,
-        "mars": {"largest": finite(found.mars_largest), "mean": finite(found.mars_mean)},
-        "l2": {"largest": finite(found.l2_largest), "mean": finite(found.l2_mean)},
-        "relative": finite(found.relative),
-        "not_finite": found.not_finite,
+        "mars": {
+            "largest": finite_or_none(distance.mars_largest),
+            "mean": finite_or_none(distance.mars_mean),
+        },
+        "l2": {
+            "largest": finite_or_none(distance.l2_largest),
+            "mean": finite_or_none(distance.l2_mean),
+        },
+        "relative": finite_or_none(distance.relative),
+        "not_finite": distance.not_finite,
     }
 
 
@@ -125,11 +132,14 @@ def _pairs_json(pairs: Mapping[str, tuple[Any, Any]]) -> list[dict[str, Any]]:
     return [{"name": k, "pretrained": x, "finetuned": y} for k, (x, y) in pairs.items()]
 
 
-def measurable(found: Structure, pretrained: Mapping[str, Entry]) -> Callable[[Entry], bool]:
-    """Whether a fine-tuned entry has a distance: floating point in both, and not empty."""
-    common = set(found.common)
+def measurable(structure: Structure, pretrained: Mapping[str, Entry]) -> Callable[[Entry], bool]:
+    """A predicate: does a fine-tuned entry have a distance?
 
-    def check(entry: Entry) -> bool:
+    It does if it is not empty and floating point in both checkpoints.
+    """
+    common = set(structure.common)
+
+    def is_measurable(entry: Entry) -> bool:
         return (
             entry.name in common
             and entry.floating
@@ -137,43 +147,43 @@ def measurable(found: Structure, pretrained: Mapping[str, Entry]) -> Callable[[E
             and 0 not in entry.shape
         )
 
-    return check
+    return is_measurable
 
 
 def compare(
     pretrained: Checkpoint,
     finetuned: Checkpoint,
-    found: Structure,
+    structure: Structure,
     tensors: Mapping[str, Tensor],
     excluded: Collection[str],
-    told: Callable[[int], object],
+    progress: Callable[[int], object],
 ) -> Comparison:
-    """Reads both, one tensor at a time.
+    """Reads both checkpoints, one tensor at a time, and measures the distances.
 
     Args:
         pretrained: the anchor.
-        finetuned: where fine-tuning went.
-        found: how they pair.
-        tensors: rows and layers of those to measure, by name.
+        finetuned: the fine-tuned checkpoint.
+        structure: entries of both, matched by name.
+        tensors: rows and layers of the tensors to measure, by name.
         excluded: names that are left out.
-        told: is told of the bytes that are done.
+        progress: called with the number of bytes processed.
     """
-    measured, others = [], {}
-    order = sorted(found.common, key=counting_order)
+    measurements, others = [], {}
+    order = natural_order(sorted(structure.common))
     pretrained.expect(order)
     finetuned.expect(order)
     for name in order:
         entry = finetuned.entries[name]
         w0, w = pretrained.read(name), finetuned.read(name)
         if name in tensors:
-            measured.append(Measured(entry, tensors[name], distance(w, w0, tensors[name])))
+            measurements.append(Measurement(entry, tensors[name], distance(w, w0, tensors[name])))
         else:
             same = w0.dtype == w.dtype and np.array_equal(_bytes(w0), _bytes(w))
-            others[name] = (entry, same and name not in found.dtypes)
-        told(entry.size)
-    return Comparison(found, measured, others, sorted(excluded, key=counting_order))
+            others[name] = (entry, same and name not in structure.dtypes)
+        progress(entry.size)
+    return Comparison(structure, measurements, others, natural_order(sorted(excluded)))
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:
-    # Bytes, as a NaN is not equal to itself.
+    # Compare bytes, because NaN != NaN.
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

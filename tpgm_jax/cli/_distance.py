@@ -1,7 +1,7 @@
-"""How far one tensor is from another, in both norms.
+"""Distance between two tensors, in both norms.
 
-In NumPy and float64, and not by `tpgm_jax._projection.norms`: JAX compiles for each shape, and a
-checkpoint may have hundreds. The numbers agree to what float32 can hold.
+In NumPy and float64, not with `tpgm_jax._core.ball.norms`, because JAX compiles once per shape and
+a checkpoint may have hundreds. The results agree to float32 precision.
 """
 
 import math
@@ -10,25 +10,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tpgm_jax._axes import Tensor
+from tpgm_jax._core.axes import Tensor
 
-# Numbers that are worked on at once, so that float64 copies are of no account.
+# Entries per block, so that float64 copies stay small.
 BLOCK = 2**20
 
 
 class Distance(NamedTuple):
-    """How far a tensor `W` is from its anchor `W0`, with `d = W - W0`.
+    """Distance of a tensor `W` from its anchor `W0`, with `d = W - W0`.
 
     Attributes:
-        mars_largest: over rows, the largest sum of `|d|`: the smallest radius, in the norm "mars",
-            that would leave `W` as it is.
-        mars_mean: the mean over rows.
-        l2_largest: over layers, the largest `sqrt(sum of d^2)`; a tensor is one layer unless it
-            stacks several.
-        l2_mean: the mean over layers.
-        squares: the sum of `d^2`.
-        anchor_squares: the sum of `W0^2`.
-        not_finite: how many entries of `d` are NaN or infinite.
+        mars_largest: largest sum of `|d|` over a row. A projection with at least this radius, in
+            the norm "mars", does not change `W`.
+        mars_mean: mean over rows of the sum of `|d|`.
+        l2_largest: largest `sqrt(sum of d^2)` over a layer; a tensor is one layer unless it stacks
+            several.
+        l2_mean: mean over layers of `sqrt(sum of d^2)`.
+        squares: sum of `d^2`.
+        anchor_squares: sum of `W0^2`.
+        not_finite: number of entries of `d` that are NaN or infinite.
     """
 
     mars_largest: float
@@ -41,7 +41,7 @@ class Distance(NamedTuple):
 
     @property
     def relative(self) -> float:
-        """`||W - W0|| / ||W0||`, under the l2 norm; NaN where the anchor is zero."""
+        """`||W - W0|| / ||W0||` in the l2 norm; NaN if the anchor is zero."""
         return relative(self.squares, self.anchor_squares)
 
 
@@ -53,20 +53,20 @@ def distance(params: np.ndarray, anchor: np.ndarray, tensor: Tensor) -> Distance
     """Measures one tensor, a block at a time.
 
     Args:
-        params: the fine-tuned one.
-        anchor: of the same shape.
-        tensor: its rows and layers.
+        params: the fine-tuned tensor.
+        anchor: the pre-trained tensor, of the same shape.
+        tensor: rows and layers of the tensor.
     """
     shape = tensor.shape
     per_row = [1 if axis in tensor.inputs else n for axis, n in enumerate(shape)]
     sums, squares = np.zeros(per_row), np.zeros(per_row)
     anchor_squares, not_finite = 0.0, 0
-    # What is not finite is counted, and may show as such in the sums.
+    # Non-finite entries are counted; the sums may be NaN.
     with np.errstate(all="ignore"):
         for block in _blocks(shape):
             w0 = anchor[block].astype(np.float64)
             d = params[block].astype(np.float64) - w0
-            # Along its inputs a row is added up from several blocks.
+            # A row may span several blocks along its inputs.
             rows = tuple(
                 slice(None) if axis in tensor.inputs else x for axis, x in enumerate(block)
             )
@@ -87,7 +87,7 @@ def distance(params: np.ndarray, anchor: np.ndarray, tensor: Tensor) -> Distance
 
 
 def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """Slices of an array along its longest axis, of about `BLOCK` numbers each."""
+    """Slices along the longest axis of an array, of about `BLOCK` entries each."""
     if not shape:
         yield ()
         return

@@ -1,4 +1,4 @@
-"""What goes wrong through no fault of the program: exit code 2, one line and no traceback."""
+"""Errors of the user or of a file: exit code 2, one line, no traceback."""
 
 import importlib
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from tpgm_jax.cli._text import printable
 
 
 class CommandError(Exception):
-    """A usage that can not be obeyed, or a file that can not be read or written."""
+    """Wrong usage, or a file that cannot be read or written."""
 
 
 @contextmanager
-def reading(path: Path, kind: str) -> Iterator[None]:
-    """Turns whatever a library says of a bad file into a `CommandError` that names the file.
+def translate_read_errors(path: Path, kind: str) -> Iterator[None]:
+    """Turns exceptions of a format's library into a `CommandError` that names the file.
 
-    All exceptions, as libraries answer hostile bytes with exceptions of every class.
+    It catches every class of exception, because libraries raise many of them for hostile bytes.
     """
     try:
         yield
@@ -25,22 +25,27 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise
     except MemoryError as error:
         raise CommandError(
-            f"{path}: the memory does not suffice for a tensor of this {kind}."
+            f"{path} cannot be read as {kind}, because a tensor does not fit into memory: use a "
+            "machine with more."
         ) from error
     except Exception as error:
         reason = printable(f"{type(error).__name__}: {error}", limit=300)
         raise CommandError(
-            f"{path} can not be read as {kind}, because {reason}. It may be truncated or "
+            f"{path} cannot be read as {kind}, because {reason}. It may be truncated or "
             "damaged: fetch or save it again."
         ) from error
 
 
-def optional(module: str) -> Any:
-    """A module of the extra `cli`, imported when something needs it."""
+def import_optional(module: str) -> Any:
+    """Imports a module of the extra `cli`.
+
+    Raises:
+        CommandError: it is not installed.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         name = module.partition(".")[0]
         raise CommandError(
-            f"this needs {name}, which is not installed: pip install 'tpgm-jax[cli]'"
+            f"this command cannot run, because {name} is not installed: pip install 'tpgm-jax[cli]'"
         ) from error

@@ -1,4 +1,4 @@
-"""From arguments to an exit code."""
+"""Runs the commands and returns exit codes."""
 
 import argparse
 import json
@@ -6,85 +6,85 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from tpgm_jax._axes import Tensor
-from tpgm_jax._checks import check_fraction, check_positive
+from tpgm_jax._core.axes import Tensor
+from tpgm_jax._core.checks import check_fraction, check_positive
 from tpgm_jax.cli import _compare, _project
 from tpgm_jax.cli._arguments import parser
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry
 from tpgm_jax.cli._errors import CommandError
-from tpgm_jax.cli._open import SUFFIXES, checkpoint
-from tpgm_jax.cli._output import check_output, replacing
+from tpgm_jax.cli._open import SUFFIXES, open_checkpoint
+from tpgm_jax.cli._output import check_output, write_atomically
 from tpgm_jax.cli._plot import check_plot, plot
-from tpgm_jax.cli._progress import progress
-from tpgm_jax.cli._rows import excluded, parsed_axes, tensors
+from tpgm_jax.cli._progress import progress_bar
+from tpgm_jax.cli._rows import excluded_names, parse_axes, tensors
 from tpgm_jax.cli._table import table
 from tpgm_jax.cli._text import printable
 
-BAD, INTERRUPTED, GONE = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
+BAD, INTERRUPTED, BROKEN_PIPE = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Obeys the command line, and returns its exit code."""
+    """Runs the command line, and returns its exit code."""
     try:
         args = parser().parse_args(argv)
-    except SystemExit as end:  # after --help, or what argparse says of bad usage
+    except SystemExit as end:  # after --help, or an error that argparse has printed
         return end.code if isinstance(end.code, int) else BAD
-    # Another program may have the accelerator, and there is nothing here to speed up.
+    # Another program may use the accelerator, and this program would gain little from it.
     jax.config.update("jax_platforms", "cpu")
     try:
-        # Checkpoints may be float64, and nobody else's arrays are touched by it.
-        with _terminated(), jax.enable_x64(True):
+        # Checkpoints may be float64.
+        with _unwind_on_sigterm(), jax.enable_x64(True):
             code = compare(args) if args.command == "compare" else project(args)
             sys.stdout.flush()
             return code
     except CommandError as error:
-        return _complain(str(error))
+        return _print_error(str(error))
     except MemoryError:
-        return _complain("the memory does not suffice for the largest tensor.")
+        return _print_error("the largest tensor does not fit into memory: use a machine with more.")
     except BrokenPipeError:
-        # What is left in the buffer has nowhere to go, and would raise again at exit.
+        # Discard the rest of the buffer, which would raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return GONE
+        return BROKEN_PIPE
     except OSError as error:
-        return _complain(f"{error.filename or 'the output'}: {error.strerror or error}.")
+        return _print_error(f"{error.filename or 'the output'}: {error.strerror or error}.")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
 def compare(args: argparse.Namespace) -> int:
-    """`tpgm-jax compare`: 0 if both have the same structure, else 1."""
+    """Runs `tpgm-jax compare`. Returns 0 if both have the same structure, else 1."""
     target, kind = None, ""
     if args.plot is not None:
         kind = args.plot.suffix
         check_plot(args.plot)
         target = check_output(args.plot, [args.pretrained, args.finetuned], force=True)
-    with _both(args) as (pretrained, finetuned):
-        names, found = _paired(args, pretrained, finetuned)
-        check = _compare.measurable(found, pretrained.entries)
-        parts = _tensors(args, finetuned, check)
-        with progress(_size(finetuned), args.quiet) as told:
-            result = _compare.compare(pretrained, finetuned, found, parts, names, told)
+    with _open_both(args) as (pretrained, finetuned):
+        excluded, structure = _match(args, pretrained, finetuned)
+        measurable = _compare.measurable(structure, pretrained.entries)
+        parts = _tensors(args, finetuned, measurable)
+        with progress_bar(_size(finetuned), args.quiet) as progress:
+            result = _compare.compare(pretrained, finetuned, structure, parts, excluded, progress)
     if target is not None:
-        with replacing(target) as temporary:
-            plot(result.measured, temporary, kind)
+        with write_atomically(target) as temporary:
+            plot(result.measurements, temporary, kind)
     if args.json:
         _print_json(result.as_json(args.pretrained, args.finetuned))
     else:
         _print(table(result, sys.stdout.isatty()))
-    return 0 if found.same else 1
+    return 0 if structure.same else 1
 
 
 def project(args: argparse.Namespace) -> int:
-    """`tpgm-jax project`."""
-    radius: Any = args.radius  # one of them is `None`
+    """Runs `tpgm-jax project`."""
+    radius: Any = args.radius  # `None` if `alpha` is given, and vice versa
     alpha: Any = args.alpha
     try:
         if alpha is not None:
@@ -95,30 +95,40 @@ def project(args: argparse.Namespace) -> int:
         raise CommandError(str(error)) from error
     if alpha is not None and (args.norm or args.unit or args.rows or args.axes):
         raise CommandError(
-            "--alpha moves every number by the same fraction, so that --norm, --unit, --rows and "
-            "--axes say nothing: leave them out."
+            "--alpha cannot be used with --norm, --unit, --rows or --axes, because it moves every "
+            "number by the same fraction: leave them out."
         )
     target = check_output(args.out, [args.pretrained, args.finetuned], args.force)
-    with _both(args) as (pretrained, finetuned):
+    with _open_both(args) as (pretrained, finetuned):
         _check_suffix(args.out, finetuned)
-        names, found = _paired(args, pretrained, finetuned)
-        _project.check_structure(found)
+        excluded, structure = _match(args, pretrained, finetuned)
+        _project.check_structure(structure)
         if alpha is not None:
-            common, move = set(found.common), _project.interpolation(alpha)
+            common, move = set(structure.common), _project.interpolation(alpha)
 
             def movable(entry: Entry) -> bool:
                 return entry.inexact and entry.name in common
         else:
-            parts = _tensors(args, finetuned, _compare.measurable(found, pretrained.entries))
+            measurable = _compare.measurable(structure, pretrained.entries)
+            parts = _tensors(args, finetuned, measurable)
             norm, unit = args.norm or "mars", args.unit or "norm"
             move = _project.projection(radius, norm, unit, parts, pretrained, finetuned)
 
             def movable(entry: Entry) -> bool:
                 return entry.name in parts
 
-        with progress(_size(finetuned), args.quiet) as told, replacing(target) as temporary:
+        bar = progress_bar(_size(finetuned), args.quiet)
+        with bar as progress, write_atomically(target) as temporary:
             report = _project.project(
-                pretrained, finetuned, found, movable, move, names, temporary, args.out, told
+                pretrained,
+                finetuned,
+                structure,
+                movable,
+                move,
+                excluded,
+                temporary,
+                args.out,
+                progress,
             )
     if args.json:
         _print_json(report.as_json())
@@ -128,57 +138,60 @@ def project(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _both(args: argparse.Namespace) -> Iterator[tuple[Checkpoint, Checkpoint]]:
+def _open_both(args: argparse.Namespace) -> Iterator[tuple[Checkpoint, Checkpoint]]:
     with ExitStack() as stack:
         paths = (args.pretrained, args.finetuned)
-        pretrained, finetuned = (stack.enter_context(checkpoint(path)) for path in paths)
+        pretrained, finetuned = (stack.enter_context(open_checkpoint(path)) for path in paths)
         yield pretrained, finetuned
 
 
-def _paired(
+def _match(
     args: argparse.Namespace, pretrained: Checkpoint, finetuned: Checkpoint
 ) -> tuple[set[str], _compare.Structure]:
-    every = list(dict.fromkeys([*finetuned.entries, *pretrained.entries]))
-    names = excluded(args.exclude, every)
-    return names, _compare.structure(pretrained.entries, finetuned.entries, names)
+    """Excluded names, and the entries of both checkpoints matched by name."""
+    names = list(dict.fromkeys([*finetuned.entries, *pretrained.entries]))
+    excluded = excluded_names(args.exclude, names)
+    return excluded, _compare.match_by_name(pretrained.entries, finetuned.entries, excluded)
 
 
-def _tensors(args: argparse.Namespace, finetuned: Checkpoint, check: Any) -> dict[str, Tensor]:
-    axes = [parsed_axes(text) for text in args.axes]
-    return tensors(finetuned.entries, check, args.rows or "auto", axes)
+def _tensors(
+    args: argparse.Namespace, finetuned: Checkpoint, measurable: Callable[[Entry], bool]
+) -> dict[str, Tensor]:
+    axes = [parse_axes(text) for text in args.axes]
+    return tensors(finetuned.entries, measurable, args.rows or "auto", axes)
 
 
 def _check_suffix(out: Path, finetuned: Checkpoint) -> None:
     suffix = f".{finetuned.kind}"
     if out.suffix in SUFFIXES and out.suffix != suffix:
         raise CommandError(
-            f"{out} ends in {out.suffix}, but the output is of the format of FINETUNED, "
-            f"{finetuned.kind}: name it otherwise."
+            f"{out} cannot end in {out.suffix}, because the output has the format of FINETUNED, "
+            f"{finetuned.kind}: choose another name."
         )
 
 
-def _size(found: Checkpoint) -> int:
-    return sum(entry.size for entry in found.entries.values())
+def _size(checkpoint: Checkpoint) -> int:
+    return sum(entry.size for entry in checkpoint.entries.values())
 
 
-def _print_json(found: dict[str, Any]) -> None:
-    _print(json.dumps(found, indent=2, allow_nan=False) + "\n")
+def _print_json(result: dict[str, Any]) -> None:
+    _print(json.dumps(result, indent=2, allow_nan=False) + "\n")
 
 
 def _print(text: str) -> None:
-    # A terminal of few letters gets the others as escapes.
+    # Escape characters that the terminal's encoding lacks.
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
-def _complain(message: str) -> int:
+def _print_error(message: str) -> int:
     print(f"tpgm-jax: error: {printable(message, limit=2000)}", file=sys.stderr)
     return BAD
 
 
 @contextmanager
-def _terminated() -> Iterator[None]:
-    """Lets a plain `kill` unwind, so that temporary files go."""
+def _unwind_on_sigterm() -> Iterator[None]:
+    """Raises `SystemExit` on SIGTERM, so that temporary files are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

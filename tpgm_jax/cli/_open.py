@@ -1,4 +1,4 @@
-"""Which format a path is, by its contents first and its name second."""
+"""Detection of the format, by content first and by name second."""
 
 import stat
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 from tpgm_jax.cli._checkpoint import Checkpoint
 from tpgm_jax.cli._errors import CommandError
 from tpgm_jax.cli._msgpack import open_msgpack
-from tpgm_jax.cli._npz import open_npz, pickle_refused
+from tpgm_jax.cli._npz import open_npz, pickle_message
 from tpgm_jax.cli._orbax import open_orbax
 from tpgm_jax.cli._safetensors import open_safetensors
 
@@ -17,20 +17,24 @@ FORMATS = "safetensors, flax msgpack, npz, or an Orbax directory"
 
 
 @contextmanager
-def checkpoint(path: Path) -> Iterator[Checkpoint]:
-    """Opens a checkpoint of any format that we know.
+def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
+    """Opens a checkpoint of any supported format.
 
     Raises:
-        CommandError: there is none, or it is damaged, or a pickle.
+        CommandError: the checkpoint is missing, damaged, or a pickle.
     """
     try:
-        found = _open(path)
+        checkpoint = _open(path)
     except OSError as error:
-        raise CommandError(f"{path} can not be opened: {error.strerror or error}.") from error
+        reason = error.strerror or str(error)
+        raise CommandError(
+            f"{path} cannot be opened, because the system reports {reason!r}: check the path and "
+            "its permissions."
+        ) from error
     try:
-        yield found
+        yield checkpoint
     finally:
-        found.close()
+        checkpoint.close()
 
 
 def _open(path: Path) -> Checkpoint:
@@ -38,19 +42,22 @@ def _open(path: Path) -> Checkpoint:
     if stat.S_ISDIR(mode):
         return open_orbax(path)
     if not stat.S_ISREG(mode):
-        raise CommandError(f"{path} is neither a file nor a directory: pass {FORMATS}.")
+        raise CommandError(
+            f"{path} cannot be read, because it is neither a file nor a directory: pass {FORMATS}."
+        )
     with path.open("rb") as file:
         head = file.read(64)
     if not head:
-        raise CommandError(f"{path} is empty: fetch or save it again.")
+        raise CommandError(f"{path} cannot be read, because it is empty: fetch or save it again.")
     if head.startswith(b"version https://git-lfs"):
         raise CommandError(
-            f"{path} is a pointer of Git LFS and not the file itself: run `git lfs pull`."
+            f"{path} cannot be read, because it is a Git LFS pointer, not the file: run "
+            "`git lfs pull`."
         )
-    # Pickle's first byte begins an empty map in msgpack, behind which nothing can follow.
-    pickled = head[0] == 0x80 and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
-    if pickled or path.suffix in (".pkl", ".pickle", ".joblib"):
-        raise CommandError(pickle_refused(path))
+    # In msgpack, 0x80 is an empty map, which nothing can follow in a file.
+    is_pickle = head[0] == 0x80 and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
+    if is_pickle or path.suffix in (".pkl", ".pickle", ".joblib"):
+        raise CommandError(pickle_message(path))
     if head.startswith(b"PK\3\4"):
         return open_npz(path)
     if path.suffix in SUFFIXES:
@@ -59,4 +66,4 @@ def _open(path: Path) -> Checkpoint:
         return open_safetensors(path)
     if 0x80 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF):
         return open_msgpack(path)
-    raise CommandError(f"{path} is of no format that this reads: pass {FORMATS}.")
+    raise CommandError(f"{path} cannot be read, because its format is unknown: pass {FORMATS}.")

@@ -1,7 +1,6 @@
 """Orbax: a directory with a tree of arrays, compressed in chunks.
 
-Each restore reads the description of the whole tree, so that several small leaves are restored at
-once, and a large one alone.
+Each restore reads the metadata of the whole tree, so small leaves are restored in batches.
 """
 
 import logging
@@ -17,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tpgm_jax._names import leaf_names
+from tpgm_jax._core.names import leaf_names
 from tpgm_jax.cli._checkpoint import (
     DTYPES,
     Entry,
@@ -26,37 +25,40 @@ from tpgm_jax.cli._checkpoint import (
     check_expansion,
     collect,
 )
-from tpgm_jax.cli._errors import CommandError, optional, reading
+from tpgm_jax.cli._errors import CommandError, import_optional, translate_read_errors
 from tpgm_jax.cli._orbax_copy import Copy
 from tpgm_jax.cli._text import printable
 
 KIND = "an Orbax checkpoint"
-# What is restored at once, in bytes, unless a single leaf is larger.
+# Bytes restored at once, unless a single leaf is larger.
 BATCH = 2**25
 _STRUCTURE = "_METADATA"
 
 
 def open_orbax(path: Path) -> "Orbax":
-    ocp = optional("orbax.checkpoint")
-    item = _item(path)
-    with reading(path, KIND), _quiet():
+    ocp = import_optional("orbax.checkpoint")
+    item = _find_item(path)
+    with translate_read_errors(path, KIND), _silence():
         return Orbax(path, item, ocp)
 
 
-def _item(path: Path) -> Path:
-    """The directory of the tree itself: a step of a `CheckpointManager` has it in `default`."""
+def _find_item(path: Path) -> Path:
+    """The directory of the tree: `path`, or a subdirectory such as `default` of a step."""
     if (path / _STRUCTURE).is_file():
         return path.resolve()
-    below = sorted(child for child in path.iterdir() if (child / _STRUCTURE).is_file())
-    if len(below) == 1:
-        return below[0].resolve()
-    if below:
-        names = ", ".join(repr(printable(child.name)) for child in below[:10])
-        raise CommandError(f"{path} holds several Orbax checkpoints: name one of {names}.")
+    items = sorted(child for child in path.iterdir() if (child / _STRUCTURE).is_file())
+    if len(items) == 1:
+        return items[0].resolve()
+    if items:
+        names = ", ".join(repr(printable(child.name)) for child in items[:10])
+        raise CommandError(
+            f"{path} cannot be read, because it holds several Orbax checkpoints: name one of "
+            f"{names}."
+        )
     files = sorted(x for x in path.iterdir() if x.suffix in (".safetensors", ".msgpack", ".npz"))
     raise CommandError(
-        f"{path} is a directory and no Orbax checkpoint, because neither it nor a directory in it "
-        f"has a file {_STRUCTURE}: name the "
+        f"{path} is not an Orbax checkpoint, because neither it nor a directory in it has a file "
+        f"{_STRUCTURE}: name the "
         + (f"file, such as {printable(str(files[0]))}." if files else f"step, such as {path}/1000.")
     )
 
@@ -67,21 +69,20 @@ class Orbax:
     def __init__(self, path: Path, item: Path, ocp: Any):
         self.path, self._item, self._ocp = path, item, ocp
         self._checkpointer = ocp.PyTreeCheckpointer()
-        described = self._checkpointer.metadata(item).item_metadata
-        if described is None:
-            raise ValueError("what describes its arrays is missing or damaged")
-        found = described.tree
-        is_leaf = _has_shape
-        self._leaves, self._treedef = jax.tree.flatten(found, is_leaf=is_leaf)
+        metadata = self._checkpointer.metadata(item).item_metadata
+        if metadata is None:
+            raise ValueError("the metadata of its arrays is missing or damaged")
+        tree = metadata.tree
+        self._leaves, self._treedef = jax.tree.flatten(tree, is_leaf=_has_shape)
         self._positions: dict[str, int] = {}
         stored = sum(x.stat().st_size for x in item.rglob("*") if x.is_file())
         entries = []
-        for i, (name, leaf) in enumerate(zip(_names(found), self._leaves, strict=True)):
+        for i, (name, leaf) in enumerate(zip(_names(tree), self._leaves, strict=True)):
             entries.append(_entry(path, name, leaf, stored))
             self._positions[name] = i
         self.entries = collect(path, entries)
         self._order = list(self.entries)
-        self._ready: dict[str, Any] = {}
+        self._batch: dict[str, Any] = {}
 
     def close(self) -> None:
         self._checkpointer.close()
@@ -91,26 +92,28 @@ class Orbax:
 
     def read(self, name: str) -> np.ndarray:
         entry = self.entries[name]
-        with reading(self.path, KIND), _quiet():
+        with translate_read_errors(self.path, KIND), _silence():
             if entry.dtype is None:
-                (found,) = self._restored([name])
-                whole = repr(found).encode(errors="surrogateescape")  # which it is not of an array
-                if hasattr(found, "dtype"):
-                    whole = np.asarray(found).tobytes()
-                return np.frombuffer(whole, np.uint8)
-            if name not in self._ready:
-                names = self._following(name)
-                self._ready.clear()
-                self._ready.update(zip(names, self._restored(names), strict=True))
-            array = np.asarray(self._ready.pop(name))
+                (value,) = self._restore([name])
+                if hasattr(value, "dtype"):
+                    data = np.asarray(value).tobytes()
+                else:
+                    data = repr(value).encode(errors="surrogateescape")
+                return np.frombuffer(data, np.uint8)
+            if name not in self._batch:
+                names = self._batch_from(name)
+                self._batch.clear()
+                self._batch.update(zip(names, self._restore(names), strict=True))
+            array = np.asarray(self._batch.pop(name))
             if array.shape != entry.shape or array.dtype != entry.dtype:
                 raise CommandError(
-                    f"{self.path}: {printable(name)!r} is not of the shape or dtype announced."
+                    f"{self.path}: {printable(name)!r} cannot be read, because its shape or dtype "
+                    "differs from the metadata: fetch or save the checkpoint again."
                 )
         return array
 
-    def _following(self, name: str) -> list[str]:
-        """`name`, and what will be read after it, as far as it fits into a batch."""
+    def _batch_from(self, name: str) -> list[str]:
+        """`name`, and the names to be read after it that fit into a batch."""
         names, size = [name], self.entries[name].size
         start = self._order.index(name) + 1 if name in self._order else len(self._order)
         for following in self._order[start:]:
@@ -122,7 +125,7 @@ class Orbax:
                 names.append(following)
         return names
 
-    def _restored(self, names: Sequence[str]) -> list[Any]:
+    def _restore(self, names: Sequence[str]) -> list[Any]:
         ocp = self._ocp
         item = [ocp.PLACEHOLDER] * len(self._leaves)
         args = [ocp.RestoreArgs() for _ in self._leaves]
@@ -137,12 +140,12 @@ class Orbax:
                 item=self._treedef.unflatten(item), restore_args=self._treedef.unflatten(args)
             ),
         )
-        found = jax.tree.leaves(tree, is_leaf=lambda x: x is ocp.PLACEHOLDER)
-        return [found[self._positions[name]] for name in names]
+        leaves = jax.tree.leaves(tree, is_leaf=lambda x: x is ocp.PLACEHOLDER)
+        return [leaves[self._positions[name]] for name in names]
 
     def save(self, target: Path, replacement: Replacement) -> None:
         leaves = {name: self._leaves[i] for name, i in self._positions.items()}
-        # Others are no arrays, and stored elsewhere.
+        # Only arrays have keys in the store; other leaves are in separate files.
         keys = {name: x.name for name, x in leaves.items() if getattr(x, "dtype", None) is not None}
         copy = Copy(self._item, target, list(keys.values()), KIND)
         for name, entry in self.entries.items():
@@ -153,7 +156,7 @@ class Orbax:
 
 
 def _names(tree: Any) -> list[str]:
-    # Through plain objects, as Orbax's descriptions of leaves are trees to nobody.
+    # Map to plain objects, because Orbax's metadata classes are not pytrees.
     return leaf_names(jax.tree.map(lambda _: 0, tree, is_leaf=_has_shape))
 
 
@@ -168,7 +171,7 @@ def _entry(path: Path, name: str, leaf: Any, stored: int) -> Entry:
         return Entry(name, (), None, type(leaf).__name__.removesuffix("Metadata").lower(), 0)
     shape, dtype = tuple(shape), np.dtype(dtype)
     size = bytes_of(shape, dtype)
-    # A chunk is unfolded whole, however little of it the tensor uses.
+    # A chunk is decompressed whole, even if the tensor uses little of it.
     chunk = getattr(getattr(leaf, "storage", None), "chunk_shape", None) or ()
     largest = max(size, math.prod(chunk) * dtype.itemsize)
     check_expansion(path, name, largest, stored)
@@ -176,11 +179,11 @@ def _entry(path: Path, name: str, leaf: Any, stored: int) -> Entry:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what Orbax logs of shardings and restore arguments, which we know.
+def _silence() -> Iterator[None]:
+    """Silences Orbax's logs and warnings about shardings and restore arguments.
 
-    And where one of several arrays can not be read, it closes its event loop on the others, whose
-    threads then complain. Errors come to the caller by another way.
+    If one array of a batch cannot be read, Orbax also closes the event loop of the others, whose
+    threads then report unraisable exceptions. The error itself still reaches the caller.
     """
     logger = logging.getLogger("absl")
     level, hook = logger.level, sys.unraisablehook
@@ -191,7 +194,7 @@ def _quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception:
-        time.sleep(0.2)  # until the others are done
+        time.sleep(0.2)  # until the other threads have ended
         raise
     finally:
         logger.setLevel(level)

@@ -1,8 +1,8 @@
-"""A copy of an Orbax directory in which some arrays are others, a few of them in memory at a time.
+"""Copies an Orbax directory with some arrays replaced, a few of them in memory at a time.
 
-Orbax saves whole trees. What it has written is a store of keys and values, of which each array has
-a few, its description and its chunks; and files beside it that say what the tree is. So the
-files are copied, and the store key by key, but for arrays that are written anew.
+Orbax itself can only save whole trees. A checkpoint consists of a key-value store, with a few keys
+for each array (its metadata and chunks), and of files that describe the tree. The files are copied
+whole, and the store key by key; replaced arrays are encoded anew.
 """
 
 import json
@@ -14,80 +14,80 @@ from typing import Any
 
 import numpy as np
 
-from tpgm_jax.cli._errors import CommandError, optional, reading
+from tpgm_jax.cli._errors import CommandError, import_optional, translate_read_errors
 from tpgm_jax.cli._text import printable
 
-# What is written at one stroke, in bytes, unless a single array is larger: each stroke writes the
-# index of all keys again.
+# Bytes written in one transaction, unless a single array is larger. Each transaction rewrites the
+# index of all keys.
 BATCH = 2**25
 _STORE = ("manifest.ocdbt", "d")
-# What describes an array, and who reads it.
+# Metadata key of an array to TensorStore driver.
 _DRIVERS = {".zarray": "zarr", "zarr.json": "zarr3"}
 
 
 class Copy:
-    """The copy of `item` at `target`, which is to be new; whole after `commit`.
+    """A copy of `item` at `target`, complete after `commit`.
 
     Args:
         item: the directory of the tree.
-        target: where the copy goes.
-        arrays: by what the store calls them.
-        kind: what `item` is said to be if it can not be read.
+        target: the new directory.
+        arrays: names of the arrays in the store.
+        kind: name of the format, for error messages.
     """
 
     def __init__(self, item: Path, target: Path, arrays: Collection[str], kind: str):
         self._item, self._target, self._kind = item, target, kind
-        self._ts = optional("tensorstore")
+        self._ts = import_optional("tensorstore")
         self._database = (item / _STORE[0]).exists()
-        with self._writing():
+        with self._translate_write_errors():
             # Without a database, each array is a directory.
             store = _STORE if self._database else {array.split("/")[0] for array in arrays}
-            shutil.copytree(item, target, ignore=_beside(item, store))
+            shutil.copytree(item, target, ignore=_ignore_store(item, store))
             for directory in (target, *(x for x in target.rglob("*") if x.is_dir())):
-                directory.chmod(directory.stat().st_mode | 0o700)  # a read-only one, else
-        with reading(item, kind):
+                directory.chmod(directory.stat().st_mode | 0o700)  # it may be read-only
+        with translate_read_errors(item, kind):
             self._from = self._open(item)
-            self._keys = _by_array(item, self._from.list().result(), arrays)
-        with self._writing():
+            self._keys = _keys_by_array(item, self._from.list().result(), arrays)
+        with self._translate_write_errors():
             self._to = self._open(target)
         self._begin()
 
     def put(self, array: str, new: np.ndarray | None) -> None:
-        """Writes `new`, of the array's shape and dtype, or what `item` has if that is `None`."""
+        """Adds `new`, of the array's shape and dtype; `None` adds the old array."""
         keys, store = self._keys[array], self._from
         if new is not None:
-            with reading(self._item, self._kind):  # which says how
-                store = self._encoded(array, new)
+            with translate_read_errors(self._item, self._kind):  # the encoding is read from `item`
+                store = self._encode(array, new)
             keys = [key.decode() for key in store.list().result()]
         for key in keys:
-            with reading(self._item, self._kind):
+            with translate_read_errors(self._item, self._kind):
                 value = store.read(key).result().value
-            with self._writing():
-                self._stroke[key] = value
+            with self._translate_write_errors():
+                self._batch[key] = value
             self._size += len(value)
         if self._size >= BATCH:
             self.commit()
 
     def commit(self) -> None:
-        """Writes what was put."""
-        with self._writing():
-            self._stroke.transaction.commit_sync()
+        """Writes the arrays added since the last commit."""
+        with self._translate_write_errors():
+            self._batch.transaction.commit_sync()
         self._begin()
 
     def _begin(self) -> None:
-        self._stroke, self._size = self._to.with_transaction(self._ts.Transaction()), 0
+        self._batch, self._size = self._to.with_transaction(self._ts.Transaction()), 0
 
     def _open(self, directory: Path) -> Any:
-        where = {"driver": "file", "path": f"{directory.resolve()}/"}
+        spec = {"driver": "file", "path": f"{directory.resolve()}/"}
         if self._database:
-            where = {"driver": "ocdbt", "base": where}
-        return self._ts.KvStore.open(where).result()
+            spec = {"driver": "ocdbt", "base": spec}
+        return self._ts.KvStore.open(spec).result()
 
-    def _encoded(self, array: str, new: np.ndarray) -> Any:
-        """A store in memory, with an array in it that is stored as this one was.
+    def _encode(self, array: str, new: np.ndarray) -> Any:
+        """A store in memory that holds `new`, encoded like the old array.
 
-        By way of it, as arrays that go straight into a database have it write its index again for
-        each key, even in one transaction: 70000 files for 400 small arrays.
+        Encode in memory first: writing arrays directly to OCDBT rewrites its index once per key,
+        even in one transaction: 70,000 files for 400 small arrays.
         """
         (key,) = (x for x in self._keys[array] if x.rpartition("/")[2] in _DRIVERS)
         context = self._ts.Context()
@@ -95,45 +95,47 @@ class Copy:
             "driver": _DRIVERS[key.rpartition("/")[2]],
             "kvstore": {"driver": "memory", "path": f"{array}/"},
             "metadata": json.loads(self._from[key]),
-            # As Orbax does: it takes chunks that are not there for damage.
+            # Orbax treats missing chunks as damage.
             "store_data_equal_to_fill_value": True,
         }
         self._ts.open(spec, create=True, context=context).result().write(new).result()
         return self._ts.KvStore.open({"driver": "memory"}, context=context).result()
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """The library has exceptions of its own for a full disk, and `shutil` another."""
+    def _translate_write_errors(self) -> Iterator[None]:
+        """Turns exceptions of TensorStore and `shutil`, such as on a full disk, into ours."""
         try:
             yield
         except (ValueError, shutil.Error) as error:
             reason = printable(f"{error}", limit=300)
-            raise CommandError(f"{self._target} can not be written, because {reason}.") from error
+            raise CommandError(
+                f"{self._target} cannot be written, because {reason}: free some space, or name "
+                "another place."
+            ) from error
 
 
-def _beside(item: Path, store: Collection[str]) -> Any:
-    """For `shutil.copytree`: what is in the store and not beside it."""
+def _ignore_store(item: Path, store: Collection[str]) -> Any:
+    """The `ignore` argument of `shutil.copytree` that leaves out the store."""
 
-    def ignored(directory: str, names: list[str]) -> list[str]:
+    def ignore(directory: str, names: list[str]) -> list[str]:
         if Path(directory) != item:
             return []
         return [x for x in names if x in store or x.startswith("ocdbt.process_")]
 
-    return ignored
+    return ignore
 
 
-def _by_array(item: Path, keys: list[bytes], arrays: Collection[str]) -> dict[str, list[str]]:
-    """The keys of each array."""
-    found: dict[str, list[str]] = {array: [] for array in arrays}
+def _keys_by_array(item: Path, keys: list[bytes], arrays: Collection[str]) -> dict[str, list[str]]:
+    """The keys of each array in the store."""
+    by_array: dict[str, list[str]] = {array: [] for array in arrays}
     for key in (raw.decode() for raw in keys):
         parts = key.split("/")
-        owners = [x for i in range(len(parts)) if (x := "/".join(parts[:i])) in found]
+        owners = [x for i in range(len(parts)) if (x := "/".join(parts[:i])) in by_array]
         if len(owners) > 1:
             raise CommandError(
-                f"{item} has an array {printable(owners[0])!r} and in its place one called "
-                f"{printable(owners[1])!r}, so that what is stored of them can not be told apart: "
-                "rename one."
+                f"{item} cannot be copied, because the keys of its arrays {printable(owners[0])!r} "
+                f"and {printable(owners[1])!r} are ambiguous: rename one."
             )
         if owners:
-            found[owners[0]].append(key)
-    return found
+            by_array[owners[0]].append(key)
+    return by_array

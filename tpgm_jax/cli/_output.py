@@ -1,4 +1,4 @@
-"""A file or directory that appears whole, in place of an old one or not at all."""
+"""Atomic replacement of the output file or directory."""
 
 import os
 import secrets
@@ -11,38 +11,43 @@ from tpgm_jax.cli._errors import CommandError
 
 
 def check_output(out: Path, inputs: Sequence[Path], force: bool) -> Path:
-    """Where the output goes, links followed.
+    """The path to write to, with links resolved.
 
     Raises:
-        CommandError: it would overwrite an input, or something else without `force`, or what is no
-            file.
+        CommandError: the output would overwrite an input, a directory or a device, or an existing
+            file without `force`.
     """
-    # A link is written through, as `cp` does, so that it still is one.
+    # Write through a link, as `cp` does, instead of replacing the link.
     target = out.resolve()
     if not target.parent.is_dir():
-        raise CommandError(f"{out} can not be written: there is no directory {target.parent}.")
+        raise CommandError(
+            f"{out} cannot be written, because there is no directory {target.parent}: create it."
+        )
     for path in inputs:
         inside = path.is_dir() and target.is_relative_to(path.resolve())
         if inside or (target.exists() and target.samefile(path)):
-            raise CommandError(f"{out} is an input, which is never overwritten: name another.")
+            raise CommandError(f"{out} cannot be written, because it is an input: name another.")
     if target.is_dir():
         raise CommandError(
-            f"{out} is a directory, and no directory is overwritten, because two can not be "
-            "exchanged at one stroke: name another, or remove it."
+            f"{out} cannot be written, because it is a directory, which cannot be replaced "
+            "atomically: name another, or remove it."
         )
     if target.exists() and not target.is_file():
-        raise CommandError(f"{out} is not a file: name one.")
+        raise CommandError(f"{out} cannot be written, because it is not a file: name one.")
     if target.exists() and not force:
-        raise CommandError(f"{out} exists: pass --force to overwrite it, or name another.")
+        raise CommandError(
+            f"{out} cannot be written, because it exists: pass --force to overwrite it, or name "
+            "another."
+        )
     return target
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write to, which takes its place when all is written and on disk.
+def write_atomically(target: Path) -> Iterator[Path]:
+    """Yields a temporary path in the same directory, which is synced and renamed on success.
 
-    Whatever happens before, the old file is whole. An exception removes the new one; a kill
-    leaves it, and its name ends in `.tmp`.
+    Until then the old file is unchanged. An exception removes the temporary file; a kill leaves
+    it, with a name that ends in `.tmp`.
     """
     temporary = target.with_name(f".tpgm-jax-{secrets.token_hex(8)}.tmp")
     try:
@@ -51,7 +56,7 @@ def replacing(target: Path) -> Iterator[Path]:
             shutil.copymode(target, temporary)
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
-        # A directory takes no other's place, but a file does.
+        # `os.replace` overwrites a file, but not a non-empty directory.
         os.replace(temporary, target)
     except BaseException:
         if temporary.is_dir():

@@ -1,25 +1,25 @@
-"""A bar on stderr, for people who wait."""
+"""The progress bar."""
 
 import sys
 from contextlib import contextmanager
 
 
 @contextmanager
-def progress(total: int, quiet: bool):
-    """Yields a function to tell how many bytes were worked through.
+def progress_bar(total: int, quiet: bool):
+    """Shows a bar on stderr, and yields a function to call with the number of bytes processed.
 
-    Nothing is shown within the first second, off a terminal, or without tqdm.
+    Shows nothing in the first second, without a terminal, or without tqdm.
     """
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:
         tqdm = None
     if quiet or tqdm is None or not sys.stderr.isatty():
-        yield _nothing
+        yield _ignore
         return
     with tqdm(total=total, unit="B", unit_scale=True, delay=1, leave=False, file=sys.stderr) as bar:
         yield bar.update
 
 
-def _nothing(count: int) -> None:
+def _ignore(count: int) -> None:
     del count

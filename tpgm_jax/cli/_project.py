@@ -1,4 +1,4 @@
-"""A fine-tuned checkpoint, projected or interpolated, tensor by tensor."""
+"""Projects or interpolates a fine-tuned checkpoint, tensor by tensor."""
 
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -7,28 +7,29 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from tpgm_jax._axes import Layout, Tensor
-from tpgm_jax._unit import from_sums, row_sums
+from tpgm_jax._core.axes import Layout, Tensor
+from tpgm_jax._core.unit import row_sums, unit_from_sums
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry
 from tpgm_jax.cli._compare import Structure
 from tpgm_jax.cli._errors import CommandError
-from tpgm_jax.cli._move import interpolated, known, projected
+from tpgm_jax.cli._move import interpolate_tensor, project_tensor, widen_float8
 from tpgm_jax.cli._text import plural, printable
 
-# An anchor and a fine-tuned tensor to the new one, and whether it is another.
+# Maps name, anchor and fine-tuned tensor to the new tensor, and to whether it changed.
 Move = Callable[[str, np.ndarray, np.ndarray], tuple[np.ndarray, bool]]
 
 
 class Report(NamedTuple):
-    """What was written.
+    """A summary of the output.
 
     Attributes:
-        out: where.
-        moved: tensors that were projected or interpolated.
-        changed: those of them that are not as they were: outside their ball, for a projection.
-        copied: tensors that are those of the fine-tuned checkpoint: name to why.
-        left_out: what only the pre-trained checkpoint has.
-        not_finite: moved tensors with NaN or infinity in them.
+        out: path of the output.
+        moved: names of the tensors that were projected or interpolated.
+        changed: moved tensors that differ from the fine-tuned ones; with a projection, the tensors
+            outside their ball.
+        copied: name to reason, for tensors copied from the fine-tuned checkpoint.
+        left_out: names that only the pre-trained checkpoint has.
+        not_finite: moved tensors that contain NaN or infinity.
     """
 
     out: Path
@@ -43,34 +44,41 @@ class Report(NamedTuple):
 
     def as_text(self, verb: str) -> str:
         lines = [
-            f"{self.out}: {plural(len(self.moved), 'tensor')} {verb}, of which "
-            f"{len(self.changed)} changed."
+            f"{self.out}: {plural(len(self.moved), 'tensor')} {verb}, {len(self.changed)} changed."
         ]
-        lines += [f"copied, {why}: {printable(name)}" for name, why in self.copied.items()]
+        lines += [f"copied, {reason}: {printable(name)}" for name, reason in self.copied.items()]
         lines += [f"left out, only in PRETRAINED: {printable(name)}" for name in self.left_out]
         lines += [f"not finite: {printable(name)}" for name in self.not_finite]
         return "\n".join(lines) + "\n"
 
 
-def check_structure(found: Structure) -> None:
-    """Shapes that differ can not be measured, and nothing in common is a mistake."""
-    for name, (w0, w) in found.shapes.items():
+def check_structure(structure: Structure) -> None:
+    """Checks that the checkpoints have parameters in common, and equal shapes.
+
+    Raises:
+        CommandError: shapes differ, or there is no parameter in common.
+    """
+    for name, (w0, w) in structure.shapes.items():
         raise CommandError(
-            f"{printable(name)!r} has shape {w0} in PRETRAINED and {w} in FINETUNED: pass "
-            "--exclude with its name, to copy that of FINETUNED, or checkpoints of one model."
+            f"{printable(name)!r} cannot be moved, because it has shape {w0} in PRETRAINED and {w} "
+            "in FINETUNED: pass --exclude with its name to copy it from FINETUNED, or pass "
+            "checkpoints of one model."
         )
-    if not found.common:
-        names = [x[0] for x in (found.only_pretrained, found.only_finetuned) if x]
+    if not structure.common:
+        names = [x[0] for x in (structure.only_pretrained, structure.only_finetuned) if x]
         examples = " and ".join(repr(printable(name)) for name in names) or "nothing"
-        raise CommandError(f"the checkpoints have no parameter in common; they have {examples}.")
+        raise CommandError(
+            "no tensor can be moved, because the checkpoints have no parameter in common (they "
+            f"have {examples}): pass checkpoints of one model."
+        )
 
 
 def interpolation(alpha: float) -> Move:
-    """To the straight line between both."""
+    """The move to `(1 - alpha) * W0 + alpha * W`."""
 
     def move(name: str, anchor: np.ndarray, params: np.ndarray) -> tuple[np.ndarray, bool]:
         del name
-        new = interpolated(params, anchor, alpha)
+        new = interpolate_tensor(params, anchor, alpha)
         return new, new.tobytes() != params.tobytes()
 
     return move
@@ -84,25 +92,28 @@ def projection(
     pretrained: Checkpoint,
     finetuned: Checkpoint,
 ) -> Move:
-    """To the ball of this radius. With the unit "anchor" it reads all of `pretrained` first."""
-    parts = Layout(tuple(tensors.values()))
+    """The projection to a ball of this radius.
+
+    With `unit="anchor"`, this reads all tensors of `pretrained` once to compute the unit.
+    """
+    layout = Layout(tuple(tensors.values()))
     wide = any(finetuned.entries[name].label == "float64" for name in tensors)
     dtype = jnp.dtype("float64" if wide else "float32")
-    radii = np.asarray(radius * jnp.ones(parts.groups, dtype))
+    radii = np.asarray(radius * jnp.ones(layout.groups, dtype))
     if unit == "anchor":
         pretrained.expect(list(tensors))
         sums = [
-            row_sums(jnp.asarray(known(pretrained.read(name))), tensor, norm, dtype)
+            row_sums(jnp.asarray(widen_float8(pretrained.read(name))), tensor, norm, dtype)
             for name, tensor in tensors.items()
         ]
-        radii = np.asarray(radius * from_sums(sums, parts, norm, dtype))
+        radii = np.asarray(radius * unit_from_sums(sums, layout, norm, dtype))
     by_name, start = {}, 0
     for name, tensor in tensors.items():
         by_name[name] = radii[start : start + tensor.groups].reshape(tensor.radius_shape)
         start += tensor.groups
 
     def move(name: str, anchor: np.ndarray, params: np.ndarray) -> tuple[np.ndarray, bool]:
-        return projected(params, anchor, tensors[name], by_name[name], norm)
+        return project_tensor(params, anchor, tensors[name], by_name[name], norm)
 
     return move
 
@@ -110,37 +121,41 @@ def projection(
 def project(
     pretrained: Checkpoint,
     finetuned: Checkpoint,
-    found: Structure,
+    structure: Structure,
     movable: Callable[[Entry], bool],
     move: Move,
     excluded: Collection[str],
     target: Path,
     out: Path,
-    told: Callable[[int], object],
+    progress: Callable[[int], object],
 ) -> Report:
-    """Writes to `target` what `out` is to be.
+    """Writes the new checkpoint to `target`.
 
     Args:
         pretrained: the anchor.
-        finetuned: whose format, names, order, dtypes and metadata the output has.
-        found: how they pair.
-        movable: whether an entry is moved; the others are copied.
-        move: how.
-        excluded: names that are copied because the caller said so.
-        target: a new path.
-        out: the path to report.
-        told: is told of the bytes that are done.
+        finetuned: the fine-tuned checkpoint. The output has its format, names, order, dtypes and
+            metadata.
+        structure: entries of both, matched by name.
+        movable: whether an entry is moved; other entries are copied.
+        move: computes the new tensor.
+        excluded: names that are copied because of `--exclude`.
+        target: the new path to write to.
+        out: the path to show in the report.
+        progress: called with the number of bytes processed.
     """
-    report = Report(out, [], [], {}, found.only_pretrained, [])
-    alone = set(found.only_finetuned)
+    report = Report(out, [], [], {}, structure.only_pretrained, [])
+    only_finetuned = set(structure.only_finetuned)
 
     def replacement(entry: Entry) -> np.ndarray | None:
-        told(entry.size)
+        progress(entry.size)
         name = entry.name
         if not movable(entry):
-            why = "excluded" if name in excluded else "only in FINETUNED"
-            fixed = name not in excluded and name not in alone
-            report.copied[name] = f"nothing to move ({entry.label})" if fixed else why
+            if name in excluded:
+                report.copied[name] = "excluded"
+            elif name in only_finetuned:
+                report.copied[name] = "only in FINETUNED"
+            else:
+                report.copied[name] = f"nothing to move ({entry.label})"
             return None
         params = finetuned.read(name)
         new, changed = move(name, pretrained.read(name), params)

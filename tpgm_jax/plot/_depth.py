@@ -1,7 +1,7 @@
-"""Where in a model each radius stands: in which layer, and what kind of tensor it is of.
+"""The layer and the kind of each tensor, from its name.
 
-Told by names alone. The number in `block_3/attn/query/kernel` is its layer, and its kind is what
-all blocks have, `attn/query/kernel`. What has no number, `head/kernel`, is in a layer of its own.
+In `block_3/attn/query/kernel`, `block_3` is the layer and `attn/query/kernel` the kind, which all
+blocks share. A name without a number, such as `head/kernel`, is a layer of its own.
 """
 
 import re
@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from tpgm_jax._names import in_order
+from tpgm_jax._core.names import natural_order
 
-# What comes first and last in a model, though not in the alphabet.
+# Layers at the ends of a model, wherever their names sort.
 OUTPUTS = re.compile(r"head|classifier|logits")
 INPUTS = re.compile(r"emb|stem|patch|(^|_)(pos|cls|init)")
 
@@ -20,8 +20,8 @@ class Entry(NamedTuple):
     """One radius.
 
     Attributes:
-        name: of its tensor.
-        layer: which of the stacked layers; `None` if the tensor is not stacked.
+        name: the tensor's name.
+        layer: index of the stacked layer; `None` if the tensor is not stacked.
         value: the radius.
     """
 
@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where an `Entry` stands.
+    """The place of an `Entry` in the model.
 
     Attributes:
         layer: the layer's name, `block_3`.
@@ -48,84 +48,93 @@ class Place(NamedTuple):
     numbered: bool
 
 
-def entries(radii: Any) -> list[Entry]:
-    """Those of a report, or of what `tpgm_jax.radii` returns."""
+def read_radii(radii: Any) -> list[Entry]:
+    """The radii of a report, or of the result of `tpgm_jax.radii`.
+
+    Raises:
+        ValueError, TypeError: there are none, or `radii` is of another type.
+    """
     if hasattr(radii, "groups"):
-        found = [Entry(x.name, x.layer, x.radius) for x in radii.groups if x.radius is not None]
-        reason = "no radii, as its method has none or keeps none"
+        entries = [Entry(x.name, x.layer, x.radius) for x in radii.groups if x.radius is not None]
+        reason = "the report holds no radii (its method has or stores none)"
     elif isinstance(radii, Mapping):
-        found = []
-        for name in in_order(radii):
+        entries = []
+        for name in natural_order(radii):
             if isinstance(radii[name], Sequence):
-                found += [Entry(name, i, float(x)) for i, x in enumerate(radii[name])]
+                entries += [Entry(name, i, float(x)) for i, x in enumerate(radii[name])]
             else:
-                found.append(Entry(name, None, float(radii[name])))
-        reason = "nothing"
+                entries.append(Entry(name, None, float(radii[name])))
+        reason = "the dict of radii is empty"
     else:
         raise TypeError(
-            "radii must be what `tpgm_jax.radii` or `tpgm_jax.report` returned; got "
-            f"{type(radii).__name__}."
+            "`radii` must be the result of `tpgm_jax.radii` or `tpgm_jax.report`, because radii "
+            f"are drawn by name; got {type(radii).__name__}. Pass "
+            "`tpgm_jax.radii(opt_state, params)`."
         )
-    if not found:
+    if not entries:
         raise ValueError(
-            f"there is nothing to draw, because the radii hold {reason}: pass what "
-            "`tpgm_jax.radii(opt_state, params)` returns after some updates of `ftp` or `tpgm`."
+            f"there is nothing to draw, because {reason}: pass the result of "
+            "`tpgm_jax.radii(opt_state, params)` after some updates of `ftp` or `tpgm`."
         )
-    return found
+    return entries
 
 
-def places(found: Sequence[Entry]) -> list[Place]:
-    """Where each of them stands.
+def locate(entries: Sequence[Entry]) -> list[Place]:
+    """The place of each entry.
 
-    A residual network numbers stages, blocks in them, and convolutions in those. As many of
-    these numbers make a layer as it takes for layers to look most alike.
+    Residual networks number stages, blocks in a stage, and convolutions in a block. Group by the
+    prefix length that makes the layers most similar.
     """
-    if not any(_place(entry, 1).numbered for entry in found):
-        return [Place(entry.name or "parameters", "", False) for entry in found]
-    best, made_best = -1.0, []
-    for numbers in (1, 2, 3):
-        made = [_place(entry, numbers) for entry in found]
-        counted = [x for x in made if x.numbered]
-        layers, kinds = ({x[i] for x in counted} for i in (0, 1))
-        alike = len(counted) / (len(layers) * len(kinds))
-        if alike > best:
-            best, made_best = alike, made
-    return made_best
+    if not any(_split(entry, 1).numbered for entry in entries):
+        return [Place(entry.name or "parameters", "", False) for entry in entries]
+    best_similarity, best = -1.0, []
+    for length in (1, 2, 3):
+        places = [_split(entry, length) for entry in entries]
+        numbered = [x for x in places if x.numbered]
+        layers, kinds = ({x[i] for x in numbered} for i in (0, 1))
+        # 1 if every layer has every kind.
+        similarity = len(numbered) / (len(layers) * len(kinds))
+        if similarity > best_similarity:
+            best_similarity, best = similarity, places
+    return best
 
 
-def _place(entry: Entry, numbers: int) -> Place:
+def _split(entry: Entry, length: int) -> Place:
+    """Splits a name after its first numbered part and up to `length - 1` that follow directly."""
     if entry.layer is not None:
         return Place(f"layer {entry.layer}", entry.name, True)
     parts = entry.name.split("/")
     numbered = [i for i, part in enumerate(parts[:-1]) if re.search(r"\d", part)]
     if numbered:
         stop = numbered[0] + 1
-        while stop in numbered and stop - numbered[0] < numbers:
+        while stop in numbered and stop - numbered[0] < length:
             stop += 1
         return Place("/".join(parts[:stop]), "/".join(parts[stop:]), True)
     return Place("/".join(parts[:-1]) or entry.name, parts[-1] if parts[1:] else "", False)
 
 
-def common(kinds: Sequence[str]) -> str:
-    """The path that all begin with, if there are several."""
+def common_prefix(kinds: Sequence[str]) -> str:
+    """The path that all kinds start with; empty for a single kind."""
     columns = zip(*(kind.split("/") for kind in kinds), strict=False)
-    shared = [column[0] + "/" for column in takewhile(lambda x: len(set(x)) == 1, columns)]
-    return "".join(shared) if len(kinds) > 1 else ""
+    prefix = [column[0] + "/" for column in takewhile(lambda x: len(set(x)) == 1, columns)]
+    return "".join(prefix) if len(kinds) > 1 else ""
 
 
-def layers(found: Sequence[Place]) -> list[str]:
-    """Layers from input to output, as far as names tell: in their order, but that embeddings come
-    first, and after the numbered layers what has no number, heads last."""
+def order_layers(places: Sequence[Place]) -> list[str]:
+    """Layers from input to output, guessed from their names.
+
+    Embeddings first, then numbered layers, then layers without a number, heads last. Within each
+    of these, the given order. Without numbered layers the given order stays.
+    """
 
     def rank(place: Place) -> int:
         if place.numbered:
             return 1
         return 0 if INPUTS.search(place.layer) else 3 if OUTPUTS.search(place.layer) else 2
 
-    # Without numbers there is nothing to come after.
-    some_numbered = any(place.numbered for place in found)
-    ordered = sorted(found, key=rank) if some_numbered else found
-    return list(dict.fromkeys(place.layer for place in ordered))
+    some_numbered = any(place.numbered for place in places)
+    in_rank = sorted(places, key=rank) if some_numbered else places
+    return list(dict.fromkeys(place.layer for place in in_rank))
 
 
 def family(names: Sequence[str]) -> str | None:
