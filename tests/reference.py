@@ -131,9 +131,9 @@ def clip(radius, largest):
 class FTP:
     """FTP on one tensor. `step` takes the gradient and the base optimizer's update."""
 
-    def __init__(self, anchor, units, norm="mars", k=1.0, exact=False, scales=None):
+    def __init__(self, anchor, units, norm="mars", k=1.0, scales=None):
         self.anchor, self.units, self.norm = np.array(anchor), units, norm
-        self.k, self.exact = k, exact
+        self.k = k
         self.adams = [Adam(scale) for scale in scales or [1.0 for _ in units]]
         self.radii = [TINY * adam.unit for adam in self.adams]
         self.c = np.zeros_like(self.anchor)
@@ -146,8 +146,7 @@ class FTP:
             h = 0.0
             for row in unit:
                 n = size(self.c, row, self.norm) + TINY
-                if not (self.exact and self.radii[i] > n):
-                    h += sum(gradient[index] * self.c[index] for index in row) / n
+                h += sum(gradient[index] * self.c[index] for index in row) / n
             if h > 0:
                 h = self.k * h
             move = self.adams[i].step(h if self.t > 1 else 0.0)

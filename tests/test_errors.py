@@ -30,16 +30,17 @@ def init(**options):
     return ftp(SGD, **options).init(PARAMS)
 
 
-def update_tpgm(value_fn, jit=False):
+def update_tpgm(held_out_loss, jit=False, tx=TPGM, batch=None):
     def update(params):
-        return TPGM.update(params, TPGM.init(params), params, value_fn=value_fn)
+        extra = {"held_out_loss": held_out_loss, "held_out_batch": batch}
+        return tx.update(params, tx.init(params), params, **extra)
 
     return (jax.jit(update) if jit else update)(PARAMS)
 
 
-def fit(value_fn=lambda params, batch: jnp.sum(params["head"]) * batch, batches=(1.0,), **options):
+def fit(loss=lambda params, batch: jnp.sum(params["head"]) * batch, batches=(1.0,), **options):
     options = {"anchor": PARAMS, **options}
-    return fit_radii(value_fn, PARAMS, batches=batches, **options)
+    return fit_radii(loss, PARAMS, batches=batches, **options)
 
 
 # What is done, the kind of error, and the part of its message that says what to do.
@@ -122,7 +123,7 @@ CASES = {
     "integer leaf": (
         lambda: FTP.init({"w": jnp.ones(2), "table": jnp.ones(2, int)}),
         TypeError,
-        "'table' has dtype int32, which no projection can move: `exclude` it",
+        "'table' has dtype int32, and a projection moves floating-point numbers only: `exclude` it",
     ),
     "complex leaf": (
         lambda: FTP.init({"w": jnp.ones(2, complex)}),
@@ -136,7 +137,7 @@ CASES = {
         r"call `update\(updates, state, params\)`",
     ),
     "params missing, tpgm": (
-        lambda: TPGM.update(PARAMS, TPGM.init(PARAMS), value_fn=len),
+        lambda: TPGM.update(PARAMS, TPGM.init(PARAMS), held_out_loss=len),
         ValueError,
         r"call `update\(updates, state, params\)`",
     ),
@@ -168,32 +169,32 @@ CASES = {
     "anchor of another shape": (
         lambda: FTP.update(OTHER_SHAPE, STATE, OTHER_SHAPE),
         ValueError,
-        "'head' of shape .* but its anchor has shape .* call `init`",
+        r"\('head', \(2, 2\)\) in the state and \('head', \(2, 5\)\) here.*call `init`",
     ),
     "anchor without the leaf": (
-        lambda: TPGM.update(OTHER_TREE, TPGM.init(PARAMS), OTHER_TREE, value_fn=len),
+        lambda: TPGM.update(OTHER_TREE, TPGM.init(PARAMS), OTHER_TREE, held_out_loss=len),
         ValueError,
-        "unlike its anchor, in 'heads'",
+        r"parameters: None in the state and \('heads', \(2, 2\)\) here",
     ),
     "exclude widened since init": (
         lambda: ftp(SGD, exclude="head").update(PARAMS, STATE, PARAMS),
         ValueError,
-        "of other `exclude`, `axes`",
+        r"`exclude`: \('head', True\) in the state and \('head', False\) here",
     ),
     "axes changed since init": (
         lambda: ftp(SGD, axes={"head": Axes(layers=0)}).update(PARAMS, STATE, PARAMS),
         ValueError,
-        "constrains 4 groups, but the state has radii of shape",
+        r"rows, by `axes`: \('head', \(1,\)\) in the state and \('head', \(\)\) here",
     ),
     "leaves in another order": (
         lambda: FTP.update(REORDERED, STATE, REORDERED),
         ValueError,
-        "the order of the leaves",
+        r"parameters: \('block/bias', .*\) in the state and \('head', .*\) here",
     ),
     "two leaves of one name": (
         lambda: FTP.init({"a": {"b": jnp.ones(2)}, "a/b": jnp.ones(2)}),
         ValueError,
-        "rename a key that has a slash",
+        "because a key has a slash in it: rename the key",
     ),
     "a leaf that is no array": (
         lambda: FTP.init({"w": jnp.ones(2), "activation": jnp.tanh}),
@@ -201,31 +202,54 @@ CASES = {
         "eqx.filter",
     ),
     # Held-out losses.
-    "value_fn missing": (lambda: update_tpgm(None), ValueError, "`optax.MultiSteps` inside"),
-    "value_fn names linen": (lambda: update_tpgm(None), ValueError, "TrainState.apply_gradients"),
-    "value_fn is a number": (lambda: update_tpgm(0.5), TypeError, "must be a function"),
-    "value_fn returns a vector": (
+    "held-out loss missing": (lambda: update_tpgm(None), ValueError, "`optax.MultiSteps` inside"),
+    "held-out loss dropped by linen": (
+        lambda: update_tpgm(None),
+        ValueError,
+        "TrainState.apply_gradients",
+    ),
+    "held-out loss is a number": (lambda: update_tpgm(0.5), TypeError, "must be a function"),
+    "held-out loss returns a vector": (
         lambda: update_tpgm(lambda params: params["block"]["bias"]),
         ValueError,
         r"shape \(2,\). Take its mean",
     ),
-    "value_fn returns a vector under jit": (
+    "held-out loss returns a vector under jit": (
         lambda: update_tpgm(lambda params: params["block"]["bias"], jit=True),
         ValueError,
         "Take its mean",
     ),
-    "value_fn returns auxiliaries": (
+    "held-out loss returns auxiliaries": (
         lambda: update_tpgm(lambda params: (jnp.sum(params["head"]), params)),
         TypeError,
         "without auxiliary outputs",
     ),
-    "value_fn returns nothing": (lambda: update_tpgm(lambda params: None), TypeError, "NoneType"),
+    "held-out loss returns nothing": (
+        lambda: update_tpgm(lambda params: None),
+        TypeError,
+        "NoneType",
+    ),
+    "held-out batch forgotten": (
+        lambda: update_tpgm(lambda params, batch: batch),
+        TypeError,
+        "missing 1 required positional argument: 'batch'",
+    ),
+    "held-out batches too few": (
+        lambda: update_tpgm(lambda p, x: x, tx=tpgm(SGD, steps=3), batch=jnp.ones((2, 4))),
+        ValueError,
+        r"shape \(2, 4\), but with `steps=3` .* stack the batches",
+    ),
+    "held-out batch without an axis": (
+        lambda: update_tpgm(lambda p, x: x, tx=tpgm(SGD, steps=3), batch=1.0),
+        ValueError,
+        r"shape \(\), but with `steps=3`",
+    ),
     # Post hoc.
     "no batches": (lambda: fit(batches=[]), ValueError, "`batches` is empty"),
     "an iterator read before": (lambda: fit(batches=iter(())), ValueError, "empty the second"),
-    "fit: value_fn is a number": (lambda: fit(value_fn=1.0), TypeError, "must be a function"),
-    "fit: value_fn returns a vector": (
-        lambda: fit(value_fn=lambda params, batch: params["head"]),
+    "fit: held-out loss is a number": (lambda: fit(loss=1.0), TypeError, "must be a function"),
+    "fit: held-out loss returns a vector": (
+        lambda: fit(loss=lambda params, batch: params["head"]),
         ValueError,
         "Take its mean",
     ),
@@ -237,13 +261,13 @@ CASES = {
     "fit: anchor without the leaf": (
         lambda: fit(anchor={"block": PARAMS["block"]}),
         ValueError,
-        "`anchor` of `fit_radii` has 'head' missing",
+        "`anchor` of `fit_radii` lacks 'head'",
     ),
     # States.
     "radii of a state without ours": (
         lambda: radii(SGD.init(PARAMS), PARAMS),
         ValueError,
-        "no state of `ftp` or `tpgm`",
+        "`radii` found no state of this library",
     ),
     "radii of a fixed radius": (
         lambda: radii(project_to_anchor(1.0).init(PARAMS), PARAMS),
@@ -263,7 +287,7 @@ CASES = {
     "set_anchor on a state without ours": (
         lambda: set_anchor(SGD.init(PARAMS), PARAMS),
         ValueError,
-        "holds no state of this library",
+        "found no state of this library",
     ),
     "set_anchor to another model": (
         lambda: set_anchor(STATE, {"block": PARAMS["block"]}),
@@ -273,12 +297,12 @@ CASES = {
     "set_anchor to another shape": (
         lambda: set_anchor(STATE, OTHER_SHAPE),
         ValueError,
-        r"has 'head' of shape \(2, 5\), but the state's has shape \(2, 2\)",
+        r"has 'head' of shape \(2, 5\), where \(2, 2\) is expected",
     ),
     "set_anchor with importances that there are none of": (
         lambda: set_anchor(STATE, PARAMS, importance=PARAMS),
         ValueError,
-        "holds none to exchange",
+        "holds none to replace",
     ),
     "set_anchor with importances of another shape": (
         lambda: set_anchor(

@@ -10,11 +10,12 @@ import pytest
 from conftest import make_step, make_update, random_tree
 
 import tpgm_jax
-from tpgm_jax._axes import layout
-from tpgm_jax._hyper_gradient import hyper_gradient
-from tpgm_jax._previous import kept
-from tpgm_jax._projection import EPSILON, norms, shrinkage
-from tpgm_jax._radii import gather, spread
+from tpgm_jax._core.axes import make_layout
+from tpgm_jax._core.ball import EPSILON, norms, shrinkage
+from tpgm_jax._core.displacement import stored_displacement
+from tpgm_jax._core.problem import Problem
+from tpgm_jax._core.spec import Spec
+from tpgm_jax._methods.ftp import hyper_gradient
 
 SHAPES = {"bias": (4,), "dense": (3, 4), "layers": (2, 3, 4)}
 AXES = {"layers": tpgm_jax.Axes(layers=0)}
@@ -28,61 +29,56 @@ def sizes(c, norm):
     return [np.sum(np.abs(x), axis=0, keepdims=True) + 1e-8 for x in tensors]
 
 
-def previous(c, parts, norm):
-    """The projection of the displacements `c`; where it starts from does not matter here."""
-    return kept(c, c, c, parts, norm)
+def hyper_gradient_of(g, c, radii, norm):
+    """`hyper_gradient` of trees, `[G]`; where the parameters are does not matter for it."""
+    layout = make_layout(c, axes=AXES)
+    leaves = [layout.constrained(tree) for tree in (g, c)]
+    spec = Spec(norm, "norm", "full", "init", layout)
+    problem = Problem(spec, g, c, leaves[0], leaves[1], leaves[1])
+    previous = stored_displacement(problem, c)
+    return problem.gather(hyper_gradient(problem, previous, problem.spread(radii)), radii.dtype)
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("norm", ["mars", "l2"])
-@pytest.mark.parametrize("exact", [False, True])
-def test_hyper_gradient_equals_closed_form_and_central_differences(norm, exact):
+def test_hyper_gradient_equals_closed_form_and_central_differences(norm):
     g, c = random_tree(SHAPES, 0), random_tree(SHAPES, 1)
-    parts = layout(c, axes=AXES)
-    # Radii in the midst of the norms, so that some rows are inside the ball.
+    # Radii in the midst of the norms, so that some rows are inside the ball, which makes no
+    # difference to the published hyper-gradient.
     radii = jnp.array([2.0, 2.5, 2.5, 2.0])
-    h = hyper_gradient(
-        parts.select(g),
-        previous(parts.select(c), parts, norm),
-        spread(radii, parts, parts.select(c)),
-        exact,
-        parts,
-        norm,
-    )
-    h = gather(h, parts, radii.dtype)
+    h = hyper_gradient_of(g, c, radii, norm)
 
     g, c = jax.tree.map(np.asarray, (g, c))
     gs = [g["bias"][:, None], g["dense"], *g["layers"]]
     cs = [c["bias"][:, None], c["dense"], *c["layers"]]
-    closed = []
-    for g_i, c_i, n_i, r in zip(gs, cs, sizes(c, norm), np.asarray(radii), strict=True):
-        axis = None if norm == "l2" else 0
-        slopes = np.sum(g_i * c_i, axis=axis, keepdims=True) / n_i
-        closed.append(np.sum(slopes[n_i >= r]) if exact else np.sum(slopes))
+    axis = None if norm == "l2" else 0
+    closed = [
+        np.sum(np.sum(g_i * c_i, axis=axis, keepdims=True) / n_i)
+        for g_i, c_i, n_i in zip(gs, cs, sizes(c, norm), strict=True)
+    ]
     # A dozen float64 roundings of numbers of order 1.
     np.testing.assert_allclose(h, closed, rtol=0, atol=1e-14)
 
     def loss(r, g_i, c_i, n_i):
-        """The loss's linear model at the projected displacement."""
-        return np.sum(g_i * (np.minimum(r / n_i, 1.0) if exact else r / n_i) * c_i)
+        """The loss's linear model at the displacement that is rescaled to `r`."""
+        return np.sum(g_i * (r / n_i) * c_i)
 
     step = 1e-4
     differences = [
         (loss(r + step, *x) - loss(r - step, *x)) / (2 * step)
         for r, *x in zip(np.asarray(radii), gs, cs, sizes(c, norm), strict=True)
     ]
-    # The loss is linear in r on either side of each norm, so that only rounding is left: of
-    # numbers up to 10, 1e-15, over the step of 2e-4.
+    # The loss is linear in r, so only rounding is left: of numbers up to 10, 1e-15, over the step
+    # of 2e-4.
     np.testing.assert_allclose(h, differences, rtol=0, atol=1e-10)
 
 
 @pytest.mark.usefixtures("x64")
 def test_the_hyper_gradient_is_the_derivative_of_the_loss_through_the_projection():
-    # A real loss of the projected weights: its gradient there, handed to FTP, must give the
-    # loss's own derivative in the radius (all rows outside the ball).
+    # A real loss of the projected weights: its gradient there, given to FTP, must yield the
+    # loss's own derivative in the radius (all rows are outside the ball).
     anchor, c, target = (random_tree({"w": (3, 4)}, seed)["w"] for seed in range(3))
-    parts = layout({"w": anchor})
-    n = norms(c, parts.tensors[0], "mars") + EPSILON
+    n = norms(c, make_layout({"w": c}).tensors[0], "mars") + EPSILON
 
     def loss(w):
         return jnp.sum(jnp.sin(w - target) ** 2)
@@ -91,13 +87,12 @@ def test_the_hyper_gradient_is_the_derivative_of_the_loss_through_the_projection
         return anchor + shrinkage(r, n) * c
 
     radius = jnp.min(n) / 2
-    before = previous([c], parts, "mars")
-    h = hyper_gradient(
-        [jax.grad(loss)(projected(radius))], before, [radius[None, None]], False, parts, "mars"
-    )
-    np.testing.assert_allclose(
-        h[0].item(), jax.grad(lambda r: loss(projected(r)))(radius), rtol=1e-12
-    )
+    grads = {"w": jax.grad(loss)(projected(radius))}
+    layout = make_layout({"w": c})
+    spec = Spec("mars", "norm", "full", "init", layout)
+    problem = Problem(spec, grads, {"w": c}, [grads["w"]], [c], [c])
+    (h,) = hyper_gradient(problem, stored_displacement(problem, {"w": c}), [radius[None, None]])
+    np.testing.assert_allclose(h.item(), jax.grad(lambda r: loss(projected(r)))(radius), rtol=1e-12)
 
 
 def test_the_first_update_ends_at_the_initial_radius_and_the_base_state_advances():

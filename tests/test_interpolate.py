@@ -26,7 +26,7 @@ def trees(dtype=None):
 
 def test_interpolation_goes_a_fraction_of_the_way():
     anchor, params = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([5.0, 1.0])}
-    np.testing.assert_array_equal(interpolate(anchor, params, 0.25)["w"], [2.0, 1.75])
+    np.testing.assert_array_equal(interpolate(params, anchor, 0.25)["w"], [2.0, 1.75])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -36,20 +36,20 @@ def test_the_ends_are_the_anchor_and_the_parameters_bit_for_bit(dtype, compiled)
     anchor, params = {"w": jnp.array(numbers, dtype)}, {"w": jnp.array(numbers[::-1], dtype)}
     mix = jax.jit(interpolate) if compiled else interpolate
     for alpha, end in ((0.0, anchor), (1.0, params), (0, anchor), (1, params)):
-        received = mix(anchor, params, alpha)
+        received = mix(params, anchor, alpha)
         assert np.asarray(received["w"]).tobytes() == np.asarray(end["w"]).tobytes()
 
 
 def test_what_has_not_moved_stays_bit_for_bit():
     anchor = {"w": jnp.asarray(np.random.default_rng(0).normal(size=1000), jnp.float32)}
     for alpha in (0.1, 0.3, 0.7):
-        mixed = interpolate(anchor, jax.tree.map(jnp.copy, anchor), alpha)
+        mixed = interpolate(jax.tree.map(jnp.copy, anchor), anchor, alpha)
         np.testing.assert_array_equal(mixed["w"], anchor["w"])
 
 
 def test_half_precision_is_interpolated_in_float32():
     anchor, params = trees(dtype=jnp.bfloat16)
-    mixed = interpolate(anchor, params, 0.3)
+    mixed = interpolate(params, anchor, 0.3)
     for name, received in mixed.items():
         assert received.dtype == jnp.bfloat16
         w0, w = (np.asarray(x[name], np.float64) for x in (anchor, params))
@@ -63,7 +63,7 @@ def test_types_are_those_of_the_parameters_and_what_is_no_float_is_theirs():
     key = jax.random.key(1)
     anchor = {"w": jnp.zeros(2), "steps": jnp.array(1), "key": jax.random.key(0), "flag": True}
     params = {"w": jnp.ones(2, jnp.bfloat16), "steps": jnp.array(9), "key": key, "flag": False}
-    mixed = interpolate(anchor, params, 0.5)
+    mixed = interpolate(params, anchor, 0.5)
     np.testing.assert_array_equal(mixed["w"], jnp.full(2, 0.5, jnp.bfloat16))
     assert mixed["w"].dtype == jnp.bfloat16
     assert (mixed["steps"], mixed["flag"]) == (9, False)
@@ -72,10 +72,10 @@ def test_types_are_those_of_the_parameters_and_what_is_no_float_is_theirs():
 
 def test_leaves_are_found_by_name_and_containers_are_those_of_the_parameters():
     anchor, params = trees()
-    expected = interpolate(anchor, params, 0.5)
+    expected = interpolate(params, anchor, 0.5)
     others = OrderedDict(reversed(list(anchor.items())))
     model = nnx.Dict({name: nnx.Param(x) for name, x in params.items()})
-    mixed = interpolate(others, nnx.state(model), 0.5)
+    mixed = interpolate(nnx.state(model), others, 0.5)
     assert jax.tree.structure(mixed) == jax.tree.structure(nnx.state(model))
     for name, x in expected.items():
         np.testing.assert_array_equal(mixed[name].get_value(), x)
@@ -85,9 +85,9 @@ def test_an_excluded_head_is_that_of_the_parameters():
     anchor, params = trees()
     body = {name: x for name, x in anchor.items() if name != "head"}
     for start in (body, {**body, "head": jnp.ones(9)}):
-        mixed = interpolate(start, params, 0.5, exclude="head")
+        mixed = interpolate(params, start, 0.5, exclude="head")
         np.testing.assert_array_equal(mixed["head"], params["head"])
-        np.testing.assert_array_equal(mixed["body"], interpolate(anchor, params, 0.5)["body"])
+        np.testing.assert_array_equal(mixed["body"], interpolate(params, anchor, 0.5)["body"])
 
 
 def test_many_alphas_compile_once_and_vmap():
@@ -97,10 +97,10 @@ def test_many_alphas_compile_once_and_vmap():
     @jax.jit
     def mix(alpha):
         traces.append(1)
-        return interpolate(anchor, params, alpha)
+        return interpolate(params, anchor, alpha)
 
     alphas = jnp.linspace(0, 1, 5)
-    several = jax.vmap(interpolate, in_axes=(None, None, 0))(anchor, params, alphas)
+    several = jax.vmap(interpolate, in_axes=(None, None, 0))(params, anchor, alphas)
     for i, alpha in enumerate(alphas):
         # An ulp or two of numbers up to 4, as compiled programs may fuse what others do not.
         for name, expected in mix(alpha).items():
@@ -122,12 +122,12 @@ ERRORS = {
         r"shape \(3,\). .* use `jax.vmap",
     ),
     "anchor lacks a leaf": (
-        lambda: interpolate({"w": PARAMS["w"]}, PARAMS, 0.5),
+        lambda: interpolate(PARAMS, {"w": PARAMS["w"]}, 0.5),
         ValueError,
         "'v' is missing from the anchor",
     ),
     "anchor of another shape": (
-        lambda: interpolate({**PARAMS, "v": jnp.ones(3)}, PARAMS, 0.5),
+        lambda: interpolate(PARAMS, {**PARAMS, "v": jnp.ones(3)}, 0.5),
         ValueError,
         "differ at 'v'.*Pass trees of the same model",
     ),

@@ -41,7 +41,7 @@ def create(tx, params=PARAMS, kind=TrainState, **fields):
 
 def apply(state):
     grads = jax.grad(loss)(state.params, TRAINING)
-    return state.apply_gradients(grads=grads, extra_args={"value_fn": held_out_loss})
+    return state.apply_gradients(grads=grads, extra_args={"held_out_loss": held_out_loss})
 
 
 def by_hand(tx, **extra_args):
@@ -74,7 +74,7 @@ def assert_equal(received, expected):
 def test_tpgm_learns_bit_for_bit_as_in_a_loop_by_hand():
     tx = tpgm_jax.tpgm(optax.adam(0.1))
     state = run(create(tx))
-    assert_equal((state.params, state.opt_state), by_hand(tx, value_fn=held_out_loss))
+    assert_equal((state.params, state.opt_state), by_hand(tx, held_out_loss=held_out_loss))
     assert int(state.step) == STEPS
     assert all(radius > 0 for radius in tpgm_jax.radii(state.opt_state, state.params).values())
 
@@ -183,8 +183,11 @@ def test_a_donated_state_compiles_once_and_gives_its_memory():
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"value_fn": held_out_loss}, r"`value_fn`.*pass `extra_args=\{'value_fn': \.\.\.\}`"),
-        ({"batch_stat": {}}, "no field of `TrainState`"),
+        (
+            {"held_out_loss": held_out_loss},
+            r"`held_out_loss`.*pass `extra_args=\{'held_out_loss': \.\.\.\}`",
+        ),
+        ({"batch_stat": {}}, "not a field of `TrainState`"),
         ({"extra_args": held_out_loss}, "must be a mapping .*; got function"),
     ],
     ids=["an extra argument", "a misspelt field", "no mapping"],

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import tpgm_jax
-from tpgm_jax._axes import layout
-from tpgm_jax._names import excluded, leaf_names
+from tpgm_jax._core.axes import make_layout
+from tpgm_jax._core.names import exclude_flags, leaf_names
 
 PARAMS = {
     "block_0": {"attn": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}},
@@ -32,7 +32,7 @@ class Attention(NamedTuple):
 def excluded_names(exclude, params=None):
     params = PARAMS if params is None else params
     names = leaf_names(params)
-    flags = excluded(exclude, names, jax.tree.leaves(params))
+    flags = exclude_flags(exclude, names, jax.tree.leaves(params))
     return [name for name, flag in zip(names, flags, strict=True) if flag]
 
 
@@ -104,7 +104,7 @@ def test_empty_leaves_are_left_alone():
 
 def test_the_first_pattern_that_matches_declares_the_axes():
     axes = {"a": tpgm_jax.Axes(rows=0), ".*": tpgm_jax.Axes(layers=0)}
-    parts = layout({"a": jnp.ones((2, 3)), "b": jnp.ones((2, 3))}, axes=axes)
+    parts = make_layout({"a": jnp.ones((2, 3)), "b": jnp.ones((2, 3))}, axes=axes)
     assert [tensor.groups for tensor in parts.tensors] == [1, 2]
 
 
@@ -113,7 +113,7 @@ def test_what_has_a_single_axis_is_one_row_whatever_is_declared(shape):
     # As Equinox and PyTorch call the scale of a norm: a `weight`, like those of their layers.
     layers = 0 if len(shape) == 2 else ()
     axes = {".*weight": tpgm_jax.Axes(rows=1 if layers == 0 else 0, layers=layers)}
-    (tensor,) = layout({"weight": jnp.ones(shape)}, axes=axes).tensors
+    (tensor,) = make_layout({"weight": jnp.ones(shape)}, axes=axes).tensors
     assert tensor.rows == ()
 
 
@@ -121,17 +121,17 @@ def test_axes_may_be_a_callable():
     def axes(path, leaf):
         return tpgm_jax.Axes(layers=0) if path == "b" else None
 
-    parts = layout({"a": jnp.ones((2, 3)), "b": jnp.ones((2, 3))}, axes=axes)
+    parts = make_layout({"a": jnp.ones((2, 3)), "b": jnp.ones((2, 3))}, axes=axes)
     assert [tensor.groups for tensor in parts.tensors] == [1, 2]
 
 
 def test_a_row_of_a_kernel_has_inputs_whatever_its_bias_looks_like():
     # Two stacked layers that `axes` does not mention: the bias fits both axes of the kernel.
-    parts = layout({"kernel": jnp.ones((3, 4)), "bias": jnp.ones((3, 4))})
+    parts = make_layout({"kernel": jnp.ones((3, 4)), "bias": jnp.ones((3, 4))})
     assert [tensor.rows for tensor in parts.tensors] == [(), (1,)]
 
 
 def test_negative_axes_count_from_the_back():
     axes = {"a": tpgm_jax.Axes(rows=-1, layers=-3)}
-    (tensor,) = layout({"a": jnp.ones((2, 3, 4))}, axes=axes).tensors
+    (tensor,) = make_layout({"a": jnp.ones((2, 3, 4))}, axes=axes).tensors
     assert (tensor.rows, tensor.layers, tensor.inputs) == ((2,), (0,), (1,))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import mostly_slow
 from test_sharding import AUTO, EXPLICIT, OPTIONS, SHAPES, SPECS, laid_out, mesh_of
 from transforms import PARTS, STEPS, numbers, stepper
 
@@ -28,7 +29,7 @@ METHODS = {
         add_anchor_decay(0.1, **options), optax.adam(0.1)
     ),
 }
-each_method = pytest.mark.parametrize("make", METHODS.values(), ids=METHODS)
+each_method = pytest.mark.parametrize("make", mostly_slow(METHODS, "ftp", "tpgm"))
 MODEL = "fsdp x tensor"
 
 
@@ -71,8 +72,13 @@ def test_the_numbers_are_the_same_and_arrays_stay_where_they_lie(make):
 
 @pytest.mark.parametrize(
     ("make", "kind"),
-    [*((make, EXPLICIT) for make in METHODS.values()), (METHODS["ftp"], AUTO)],
-    ids=[*METHODS, "ftp, automatic axes"],
+    mostly_slow(
+        {
+            **{name: (make, EXPLICIT) for name, make in METHODS.items()},
+            "ftp, automatic axes": (METHODS["ftp"], AUTO),
+        },
+        *("ftp", "tpgm"),
+    ),
 )
 def test_shards_go_to_the_host_and_back_as_they_are_laid_out(make, kind):
     mesh = mesh_of(kind)
@@ -112,7 +118,7 @@ def test_the_callers_shardings_put_a_state_on_the_host_as_well():
 
 
 @pytest.mark.parametrize("reset", [True, False])
-@pytest.mark.parametrize("wrapped", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("wrapped", mostly_slow({"eager": lambda f: f, "jit": jax.jit}, "eager"))
 def test_a_new_anchor_takes_the_place_of_the_old_one(wrapped, reset):
     tx, params, task = METHODS["ftp"](), numbers(0), numbers(1)
     state: Any = trained(tx, params, offload(tx.init(params)))[1]
@@ -147,5 +153,5 @@ def test_an_anchor_handed_in_may_lie_on_the_host():
 
 
 def test_a_state_of_others_is_refused():
-    with pytest.raises(ValueError, match="holds no state of this library"):
+    with pytest.raises(ValueError, match="found no state of this library"):
         offload(optax.adam(0.1).init(numbers()))

@@ -8,8 +8,8 @@ import pytest
 from conftest import make_step, make_update, random_tree
 
 import tpgm_jax
-from tpgm_jax import _projection
-from tpgm_jax._axes import Tensor
+from tpgm_jax._core import ball
+from tpgm_jax._core.axes import Tensor
 
 SHAPES = {"gain": (), "bias": (7,), "dense": (5, 7), "conv": (3, 3, 2, 4)}
 each_norm = pytest.mark.parametrize("norm", ["mars", "l2"])
@@ -101,8 +101,8 @@ def test_slopes_at_the_anchor_are_finite(norm):
     tensor = Tensor("w", (3, 2), rows=(1,), layers=())
 
     def projected(d, radius):
-        n = _projection.norms(d, tensor, norm) + _projection.EPSILON
-        return jnp.sum(_projection.shrinkage(radius, n) * d)
+        n = ball.norms(d, tensor, norm) + ball.EPSILON
+        return jnp.sum(ball.shrinkage(radius, n) * d)
 
     for radius in (1e-8, 1.0, 1e30):
         slopes = jax.grad(projected, argnums=(0, 1))(jnp.zeros((3, 2)), jnp.array(radius))
@@ -111,9 +111,9 @@ def test_slopes_at_the_anchor_are_finite(norm):
 
 
 def test_the_slope_at_the_tie_is_that_outside_the_ball():
-    slope = jax.grad(_projection.shrinkage)(jnp.array(4.0), jnp.array(4.0))
+    slope = jax.grad(ball.shrinkage)(jnp.array(4.0), jnp.array(4.0))
     assert slope == 0.25
-    assert jax.grad(_projection.shrinkage)(jnp.array(4.0), jnp.array(3.9)) == 0
+    assert jax.grad(ball.shrinkage)(jnp.array(4.0), jnp.array(3.9)) == 0
 
 
 def test_a_radius_may_be_a_schedule():

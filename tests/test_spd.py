@@ -229,7 +229,7 @@ ERRORS = {
             PARAMS | {"v": PARAMS["w"]},
         ),
         ValueError,
-        r"`spd` got 'v' .* but its anchor has nothing",
+        r"`exclude`: \('v', False\) in the state and \('v', True\) here",
     ),
     "there are no radii": (
         lambda: tpgm_jax.radii(spd(SGD).init(PARAMS), PARAMS),

@@ -21,16 +21,18 @@ def squared_distance(params, target=0.05):
 
 
 def test_the_radius_starts_at_half_the_smallest_norm():
-    # A value_fn without slope leaves the radius where it starts: rows move 0.3 and 0.6.
+    # A held-out loss without slope leaves the radius where it starts: rows move 0.3 and 0.6.
     tx = tpgm_jax.tpgm(optax.sgd(0.1), exclude="head")
     grads = {"w": jnp.array([[-1.0, -2.0]] * 3), "head": GRADS["head"]}
-    _, state = make_step(tx, value_fn=lambda params: jnp.zeros(()))(PARAMS, tx.init(PARAMS), grads)
+    _, state = make_step(tx, held_out_loss=lambda params: jnp.zeros(()))(
+        PARAMS, tx.init(PARAMS), grads
+    )
     np.testing.assert_allclose(tpgm_jax.radii(state, PARAMS)["w"], 0.15, rtol=1e-6)
 
 
 def test_radii_are_learned_every_so_many_steps():
     tx = tpgm_jax.tpgm(optax.sgd(0.1), every=3, exclude="head")
-    step = make_step(tx, value_fn=lambda params: squared_distance(params, 1.0))
+    step = make_step(tx, held_out_loss=lambda params: squared_distance(params, 1.0))
     params, state, history = PARAMS, tx.init(PARAMS), []
     for _ in range(7):
         params, state = step(params, state, GRADS)
@@ -40,33 +42,36 @@ def test_radii_are_learned_every_so_many_steps():
 
 
 @pytest.mark.parametrize(
-    "value_fn",
+    "held_out_loss",
     [
         lambda params: squared_distance(params, 0.2),
-        lambda params, i: squared_distance(params, 0.2 + 0 * i),
         lambda params, target=0.2: squared_distance(params, target),
         functools.partial(squared_distance, target=0.2),
         jax.jit(lambda params: squared_distance(params, 0.2)),
     ],
-    ids=["params", "params_and_step", "default_argument", "partial", "jitted"],
+    ids=["params", "default_argument", "partial", "jitted"],
 )
-def test_value_fn_may_take_the_radius_step(value_fn):
+def test_the_held_out_loss_is_any_function_of_the_parameters(held_out_loss):
     tx = tpgm_jax.tpgm(optax.sgd(0.1), exclude="head")
-    _, state = make_step(tx, value_fn=value_fn)(PARAMS, tx.init(PARAMS), GRADS)
+    _, state = make_step(tx, held_out_loss=held_out_loss)(PARAMS, tx.init(PARAMS), GRADS)
     # Rows move 0.3, the radius starts at 0.15, and held-out data wants 0.6: up by 1e-2.
     np.testing.assert_allclose(tpgm_jax.radii(state, PARAMS)["w"], 0.16, rtol=1e-5)
 
 
-def test_radius_steps_see_their_number():
-    # Held-out targets that differ by step: only the mean of opposite ones is flat.
-    def value_fn(params, i):
-        return jnp.sum(params["w"]) * jnp.where(i < 2, 1.0, -1.0)
+def test_each_radius_step_gets_its_own_batch():
+    # Signs that differ by step, in a tree of batches: opposite ones cancel.
+    def held_out_loss(params, batch):
+        return jnp.sum(params["w"]) * batch["sign"]
+
+    signs = jnp.array([1.0, 1.0, -1.0, -1.0])
 
     def radius(steps):
         tx = tpgm_jax.tpgm(
             optax.sgd(0.1), steps=steps, exclude="head", radius_optimizer=optax.sgd(1e-3)
         )
-        _, state = make_step(tx, value_fn=value_fn)(PARAMS, tx.init(PARAMS), GRADS)
+        batch = {"sign": signs[0] if steps == 1 else signs[:steps]}
+        step = make_step(tx, held_out_loss=held_out_loss, held_out_batch=batch)
+        _, state = step(PARAMS, tx.init(PARAMS), GRADS)
         return tpgm_jax.radii(state, PARAMS)["w"]
 
     # The slope in r of the sum of all weights is 1 a row.
@@ -74,15 +79,15 @@ def test_radius_steps_see_their_number():
     np.testing.assert_allclose(radius(4), 0.15, rtol=1e-5)
 
 
-def test_excluded_leaves_enter_value_fn_unprojected():
+def test_excluded_leaves_enter_the_held_out_loss_unprojected():
     seen = []
 
-    def value_fn(params):
+    def held_out_loss(params):
         jax.debug.callback(lambda head: seen.append(np.asarray(head)), params["head"])
         return squared_distance(params)
 
     tx = tpgm_jax.tpgm(optax.sgd(0.1), exclude="head")
-    params, _ = make_step(tx, value_fn=value_fn)(PARAMS, tx.init(PARAMS), GRADS)
+    params, _ = make_step(tx, held_out_loss=held_out_loss)(PARAMS, tx.init(PARAMS), GRADS)
     jax.effects_barrier()
     np.testing.assert_allclose(seen[0], 1.1, rtol=1e-6)
     np.testing.assert_array_equal(params["head"], seen[0])
@@ -94,13 +99,13 @@ def test_the_radius_gradient_equals_central_differences(norm):
     shapes = {"w": (3, 4), "b": (4,)}
     anchor, grads, target = (random_tree(shapes, seed) for seed in range(3))
 
-    def value_fn(params):
+    def held_out_loss(params):
         return sum(jnp.sum(jnp.sin(params[name] - target[name])) for name in shapes)
 
     def first_radius_step(rate):
         # Gradient descent on the radii, so that its move divided by its rate is the gradient.
         tx = tpgm_jax.tpgm(optax.sgd(1.0), norm=norm, radius_optimizer=optax.sgd(rate))
-        _, state = make_step(tx, value_fn=value_fn)(anchor, tx.init(anchor), grads)
+        _, state = make_step(tx, held_out_loss=held_out_loss)(anchor, tx.init(anchor), grads)
         return np.array(list(tpgm_jax.radii(state, anchor).values()))
 
     start, rate = first_radius_step(1e-12), 1e-3
@@ -113,13 +118,71 @@ def test_the_radius_gradient_equals_central_differences(norm):
             axis = 0 if norm == "mars" and d.ndim == 2 else None
             size = np.abs(d).sum(axis) if norm == "mars" else np.sqrt((d**2).sum())
             moved[name] = np.asarray(anchor[name]) + np.minimum(1, radius / (size + 1e-8)) * d
-        return float(value_fn(moved))
+        return float(held_out_loss(moved))
 
     step = 1e-5
     for i, unit in enumerate(np.eye(2)):
         difference = (value_at(start + step * unit) - value_at(start - step * unit)) / (2 * step)
         # Second order in the step, 1e-10; the rest is rounding, 1e-15 / 1e-5 and 1e-15 / 1e-3.
         np.testing.assert_allclose(gradient[i], difference, rtol=0, atol=1e-8)
+
+
+def test_a_line_search_gets_its_own_training_loss():
+    # `optax.lbfgs` needs `value`, `grad` and `value_fn`, the training loss, which pulls to 2; the
+    # held-out loss pulls to 0.1.
+    def training_loss(params):
+        return jnp.sum((params["w"] - 2.0) ** 2)
+
+    tx = tpgm_jax.tpgm(optax.lbfgs())
+
+    @jax.jit
+    def step(params, state):
+        value, grads = jax.value_and_grad(training_loss)(params)
+        updates, state = tx.update(
+            grads,
+            state,
+            params,
+            value=value,
+            grad=grads,
+            value_fn=training_loss,
+            held_out_loss=squared_distance,
+            held_out_batch=0.1,
+        )
+        return optax.apply_updates(params, updates), state
+
+    params = {"w": jnp.zeros((3, 2))}
+    state = tx.init(params)
+    for _ in range(200):
+        params, state = step(params, state)
+    # The radius ends near 3 * 0.1, within a step or two of 1e-2.
+    np.testing.assert_allclose(params["w"], 0.1, atol=0.02 / 3)
+
+
+def test_fit_radii_compiles_once_for_a_function():
+    traces = 0
+
+    def held_out_loss(params, target):
+        nonlocal traces
+        traces += 1
+        return squared_distance(params, target)
+
+    anchor, tuned = {"w": jnp.zeros((2, 2))}, {"w": jnp.ones((2, 2))}
+    for target in (0.5, 0.25):
+        fitted = tpgm_jax.fit_radii(held_out_loss, tuned, anchor, [target] * 300)
+        np.testing.assert_allclose(fitted.params["w"], target, atol=1e-2)
+    assert traces == 1
+
+
+def test_fit_radii_accepts_a_loss_that_cannot_be_hashed():
+    class Loss:
+        __hash__ = None  # pyright: ignore
+
+        def __call__(self, params, target):
+            return squared_distance(params, target)
+
+    anchor, tuned = {"w": jnp.zeros((2, 2))}, {"w": jnp.ones((2, 2))}
+    fitted = tpgm_jax.fit_radii(Loss(), tuned, anchor, [0.5] * 2)
+    assert fitted.losses.shape == (2,)
 
 
 def test_fit_radii_takes_any_iterable_and_returns_one_loss_a_batch():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import mostly_slow
 
 from tpgm_jax import Axes, add_anchor_decay, ftp, project_to_anchor, spd, tpgm
 
@@ -25,7 +26,7 @@ ADAMW = optax.adamw(0.1, eps=1e-3)
 WRAPPERS = {
     "ftp": lambda: ftp(optax.adam(0.1)),
     "ftp of parts": lambda: ftp(
-        optax.sgd(0.1, momentum=0.9), k=0.5, norm="l2", exact_gradient=True, unit="anchor", **PARTS
+        optax.sgd(0.1, momentum=0.9), k=0.5, norm="l2", unit="anchor", **PARTS
     ),
     "ftp chained": lambda: optax.chain(
         optax.clip_by_global_norm(1.0), ftp(ADAMW, k=lambda step: 1 / (step + 1))
@@ -61,6 +62,15 @@ TRANSFORMS = WRAPPERS | {
     ),
 }
 each_transform = pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS)
+# For tests that compile a program of their own for each.
+each_mostly_slow_transform = pytest.mark.parametrize(
+    "make",
+    mostly_slow(
+        TRANSFORMS,
+        *("ftp of parts", "ftp chained", "ftp compact", "tpgm of parts", "spd of parts"),
+        *("project_to_anchor chained", "add_anchor_decay of parts"),
+    ),
+)
 
 # Where two ways to the same numbers are compared, the numbers are float64. Five steps of a
 # dozen roundings each, 2e-16 apiece, of numbers up to 10, which Adam's division by the root
@@ -97,7 +107,7 @@ def stepper(tx, loss=loss, **extra):
     def step(params, state):
         grads = jax.grad(loss)(params)
         # Those that learn nothing on held-out data have to ignore the argument.
-        updates, state = tx.update(grads, state, params, value_fn=loss, **extra)
+        updates, state = tx.update(grads, state, params, held_out_loss=loss, **extra)
         return optax.apply_updates(params, updates), state
 
     return step

@@ -3,41 +3,38 @@
 Each tensor is kept within a radius of its pre-trained value, and the radii are learned.
 """
 
-from importlib.metadata import version
-
 # Methods, as optax transformations.
-from tpgm_jax._ball import AnchorState as AnchorState
-from tpgm_jax._ball import project_to_anchor as project_to_anchor
-from tpgm_jax._baselines import AnchorDecayState as AnchorDecayState
-from tpgm_jax._baselines import add_anchor_decay as add_anchor_decay
-from tpgm_jax._ftp import FTPState as FTPState
-from tpgm_jax._ftp import ftp as ftp
-from tpgm_jax._spd import SPDState as SPDState
-from tpgm_jax._spd import spd as spd
-from tpgm_jax._tpgm import TPGMState as TPGMState
-from tpgm_jax._tpgm import tpgm as tpgm
+from tpgm_jax._methods.add_anchor_decay import AnchorDecayState as AnchorDecayState
+from tpgm_jax._methods.add_anchor_decay import add_anchor_decay as add_anchor_decay
+from tpgm_jax._methods.ftp import FTPState as FTPState
+from tpgm_jax._methods.ftp import ftp as ftp
+from tpgm_jax._methods.project_to_anchor import ProjectToAnchorState as ProjectToAnchorState
+from tpgm_jax._methods.project_to_anchor import project_to_anchor as project_to_anchor
+from tpgm_jax._methods.spd import SPDState as SPDState
+from tpgm_jax._methods.spd import spd as spd
+from tpgm_jax._methods.tpgm import TPGMState as TPGMState
+from tpgm_jax._methods.tpgm import tpgm as tpgm
 
 # Methods for models that are already fine-tuned.
-from tpgm_jax._baselines import interpolate as interpolate  # isort: skip
-from tpgm_jax._posthoc import FittedRadii as FittedRadii  # isort: skip
-from tpgm_jax._posthoc import fit_radii as fit_radii  # isort: skip
+from tpgm_jax._methods.fit_radii import FittedRadii as FittedRadii  # isort: skip
+from tpgm_jax._methods.fit_radii import fit_radii as fit_radii  # isort: skip
+from tpgm_jax._methods.interpolate import interpolate as interpolate  # isort: skip
 
-# What a state holds.
-from tpgm_jax._report import Group as Group  # isort: skip
-from tpgm_jax._report import Report as Report  # isort: skip
-from tpgm_jax._report import report as report  # isort: skip
-from tpgm_jax._state import offload as offload  # isort: skip
-from tpgm_jax._state import radii as radii  # isort: skip
-from tpgm_jax._state import set_anchor as set_anchor  # isort: skip
+# Read, check and edit optimizer states.
+from tpgm_jax._inspect.edit import offload as offload  # isort: skip
+from tpgm_jax._inspect.edit import set_anchor as set_anchor  # isort: skip
+from tpgm_jax._inspect.radii import radii as radii  # isort: skip
+from tpgm_jax._inspect.report import Group as Group  # isort: skip
+from tpgm_jax._inspect.report import Report as Report  # isort: skip
+from tpgm_jax._inspect.report import report as report  # isort: skip
+from tpgm_jax._inspect.states import check_state as check_state  # isort: skip
 
-# Pictures of it. Matplotlib is imported when one is drawn.
+# Pictures. Matplotlib is imported when one is drawn.
 from tpgm_jax import plot as plot  # isort: skip
 
-# How tensors divide into groups and rows.
-from tpgm_jax._axes import Axes as Axes  # isort: skip
+# What to constrain, and how tensors divide into groups and rows.
+from tpgm_jax._core.axes import Axes as Axes  # isort: skip
+from tpgm_jax._core.axes import AxesSpec as AxesSpec  # isort: skip
+from tpgm_jax._core.names import Exclude as Exclude  # isort: skip
 
-# Parameters that may be functions and yet are no schedules: for `optax.inject_hyperparams`, of
-# every transformation but `add_anchor_decay`, which has no `axes`.
-STATIC_ARGS = ("exclude", "axes", "anchor_dtype")
-
-__version__ = version("tpgm-jax")
+__version__ = "0.1.0"

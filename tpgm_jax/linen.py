@@ -16,16 +16,16 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "`tpgm_jax.linen` extends Flax's `TrainState`, and Flax is not installed: "
-        "`pip install 'tpgm-jax[flax]'`. The rest of `tpgm_jax` does without it.",
+        "`pip install 'tpgm-jax[flax]'`. The rest of `tpgm_jax` works without it.",
         name=error.name,
     ) from error
 
 
 class TrainState(train_state.TrainState):
-    """`flax.training.train_state.TrainState`, which hands the optimizer extra arguments.
+    """`flax.training.train_state.TrainState`, which passes extra arguments to the optimizer.
 
-    Flax's own drops them, and `tpgm` can not learn without `value_fn`. All else is as in Flax:
-    `create`, its fields, and fields that subclasses add.
+    Flax's own class drops them, and `tpgm` cannot learn without `held_out_loss`. Everything else
+    is as in Flax: `create`, the fields, and fields that subclasses add.
 
     Examples:
         The held-out loss for TPGM. A model with batch statistics has a field for them in a
@@ -43,8 +43,8 @@ class TrainState(train_state.TrainState):
         >>> @jax.jit
         ... def step(state):
         ...     grads = jax.grad(loss)(state.params, 2.0)
-        ...     held_out_loss = lambda params: loss(params, 0.1)
-        ...     return state.apply_gradients(grads=grads, extra_args={"value_fn": held_out_loss})
+        ...     extra_args = {"held_out_loss": loss, "held_out_batch": 0.1}
+        ...     return state.apply_gradients(grads=grads, extra_args=extra_args)
         >>> for _ in range(200):
         ...     state = step(state)
         >>> print(f"{state.params['kernel'].mean():.2f}")
@@ -58,23 +58,23 @@ class TrainState(train_state.TrainState):
 
         Args:
             grads: gradients, in the structure of `params`.
-            extra_args: keyword arguments for `tx.update`, such as `value_fn`, `value` or
-                `anchor`. An optimizer that takes none is not handed them. Where `params` hold
-                a collection that gradients overwrite (fp8 scales), the optimizer sees
-                `params["params"]`, and so does `value_fn`.
+            extra_args: keyword arguments for `tx.update`, such as `held_out_loss`, `value` or
+                `anchor`. An optimizer without extra arguments does not get them. If `params` has a
+                collection that gradients overwrite (fp8 scales), the optimizer and
+                `held_out_loss` get `params["params"]`.
             **kwargs: fields of the state to replace, as in Flax, such as `batch_stats`.
 
         Returns:
             The state after the step.
 
         Raises:
-            TypeError: a keyword that is no field, or `extra_args` that are no mapping.
+            TypeError: a keyword is not a field, or `extra_args` is not a mapping.
         """
         unknown = [name for name in kwargs if name not in {field.name for field in fields(self)}]
         if unknown:
             raise TypeError(
-                f"`apply_gradients` got `{unknown[0]}`, which is no field of "
-                f"`{type(self).__name__}`: if it is meant for the optimizer, pass "
+                f"`apply_gradients` got `{unknown[0]}`, which is not a field of "
+                f"`{type(self).__name__}`: if it is for the optimizer, pass "
                 f"`extra_args={{'{unknown[0]}': ...}}`."
             )
         if extra_args is None:
@@ -82,9 +82,9 @@ class TrainState(train_state.TrainState):
         if not isinstance(extra_args, Mapping):
             raise TypeError(
                 "`extra_args` must be a mapping from names to arguments of `tx.update`, such as "
-                f"`{{'value_fn': held_out_loss}}`; got {type(extra_args).__name__}."
+                f"`{{'held_out_loss': loss}}`; got {type(extra_args).__name__}."
             )
-        # For the length of Flax's own method the arguments are part of the optimizer.
+        # Bind the arguments to the optimizer, only for this call of Flax's own method.
         update = self.tx.update
         if _takes_extra_args(self.tx):
             update = functools.partial(update, **extra_args)
@@ -95,8 +95,8 @@ class TrainState(train_state.TrainState):
 
 
 def _takes_extra_args(tx: Any) -> bool:
-    """Whether `tx.update` may be handed keywords that it does not know."""
-    # `optax.MultiSteps` takes them, and its type does not say so.
+    """Whether `tx.update` accepts keywords that it does not name."""
+    # `optax.MultiSteps` accepts them, but its type does not say so.
     parameters = inspect.signature(tx.update).parameters.values()
     return isinstance(tx, optax.GradientTransformationExtraArgs) or any(
         parameter.kind is parameter.VAR_KEYWORD for parameter in parameters

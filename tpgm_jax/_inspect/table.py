@@ -1,49 +1,32 @@
 """A report as a table: in plain text, or for rich."""
 
 import math
-import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from tpgm_jax._inspect.columns import plain_table, rich_table
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 NORMS = {"mars": "L1 norm of a row", "l2": "L2 norm of a tensor"}
-SHOWN = 8  # names in a note; a table needs no list of all
+SHOWN = 8  # names in a note, which need not list all
 
 
 def plain(groups: Sequence[Any], excluded: Sequence[str]) -> str:
-    """Columns of equal width, names to the left and numbers with their points aligned."""
-    (heading, *names), *numbers = _columns(groups)
-    width = max(map(_width, (heading, *names)))
-    columns = [[x + " " * (width - _width(x)) for x in (heading, *names)]]
-    for heading, *cells in numbers:
-        width = max(map(len, (heading, *cells)))
-        columns.append([x.rjust(width) for x in (heading, *cells)])
-    lines = ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
-    return "\n".join([*lines, "", *_notes(groups, excluded)])
+    """The report in plain text."""
+    return "\n".join([plain_table(_columns(groups)), "", *_notes(groups, excluded)])
 
 
 def rich(groups: Sequence[Any], excluded: Sequence[str]) -> "Table":
-    """The same for `rich.print`."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(box=SIMPLE_HEAD, caption="\n".join(_notes(groups, excluded)))
-    made.caption_justify = "left"
-    (heading, *names), *numbers = _columns(groups)
-    made.add_column(heading, overflow="fold")
-    for heading, *_ in numbers:
-        made.add_column(heading, justify="right", no_wrap=True)
-    # As `Text`, since rich takes square brackets for its own markup.
-    for line in zip(names, *(cells for _, *cells in numbers), strict=True):
-        made.add_row(*map(Text, line))
-    return made
+    """The report for `rich.print`."""
+    table = rich_table(_columns(groups), caption="\n".join(_notes(groups, excluded)))
+    table.caption_justify = "left"
+    return table
 
 
 def _columns(groups: Sequence[Any]) -> list[list[str]]:
-    """Heading and cells of each column; those about radii only if there are any."""
+    """Heading and cells of each column, without radii if there are none."""
     columns = [
         ["group", *(group.label or "(parameters)" for group in groups)],
         ["rows", *(str(group.rows) for group in groups)],
@@ -58,7 +41,7 @@ def _columns(groups: Sequence[Any]) -> list[list[str]]:
 
 
 def _aligned(numbers: Sequence[float | None]) -> list[str]:
-    """Three digits of each, with spaces behind so that points are above each other."""
+    """Three digits of each, padded so that decimal points align."""
     texts = [_digits(x) for x in numbers]
     behind = [len(x) - len(x.partition(".")[0]) for x in texts]
     return [x + " " * (max(behind) - n) for x, n in zip(texts, behind, strict=True)]
@@ -75,7 +58,7 @@ def _digits(number: float | None) -> str:
 
 
 def _share(share: float | None) -> str:
-    """Per cent; none and all are what they say."""
+    """Per cent; 0% and 100% are exact."""
     if share is None:
         return "-"
     if 0 < share < 0.01:
@@ -84,18 +67,18 @@ def _share(share: float | None) -> str:
 
 
 def _notes(groups: Sequence[Any], excluded: Sequence[str]) -> list[str]:
-    """What the columns mean, what is not in the table, and what looks wrong."""
+    """Explanations of the columns, exclusions, and warnings."""
     norms = " or ".join(NORMS[norm] for norm in dict.fromkeys(group.norm for group in groups))
-    notes = [f"distance: that of the farthest row from its anchor, in the {norms}"]
+    notes = [f"distance: of the farthest row from its anchor, in the {norms}"]
     if any(group.radius is not None for group in groups):
-        notes.append("saturated: rows that are as far as the radius lets them")
+        notes.append("saturated: rows at their radius")
     if excluded:
         notes.append(f"{len(excluded)} not constrained: {_listed(excluded)}")
     beyond = [group.label for group in groups if group.beyond]
     if beyond:
         notes.append(
-            f"{len(beyond)} beyond their radius: {_listed(beyond)}. Are `norm`, `axes` and "
-            "`params` those of the last update, and did nothing follow it?"
+            f"{len(beyond)} beyond their radius: {_listed(beyond)}. Does `params` come from the "
+            "last update, and did no other transformation follow it in the chain?"
         )
     return notes
 
@@ -103,12 +86,3 @@ def _notes(groups: Sequence[Any], excluded: Sequence[str]) -> list[str]:
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def _width(text: str) -> int:
-    """Columns of a terminal: two for wide letters, none for accents."""
-    wide = {"W": 2, "F": 2}
-    return sum(
-        0 if unicodedata.combining(x) else wide.get(unicodedata.east_asian_width(x), 1)
-        for x in text
-    )

@@ -1,0 +1,104 @@
+"""The projection that all methods share.
+
+Writing `W` for the parameters, `u` for the base optimizer's update, `W0` for the anchor
+and `r` for the radius, a step ends at
+
+    c  = (W - W0) + u                 the displacement of the candidate W + u
+    n  = N(c) + 1e-8                  one for each row ("mars") or each group ("l2")
+    W' = W0 + min(1, r / n) * c
+
+The functions here take one leaf. Norms and radii have the rank of the leaf, with size 1 along
+the axes that they reduce, and broadcast against it.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from tpgm_jax._core.axes import Tensor
+
+# Added to every norm that divides, because the published programs do it and their traces need
+# it. It also keeps a row that has not moved from dividing by zero.
+EPSILON = 1e-8
+
+
+def wide_dtype(leaf: jax.typing.ArrayLike) -> jnp.dtype:
+    """The dtype to compute in: float32 for narrower floats, whose few bits would round a radius
+    too, and the leaf's own otherwise."""
+    # Not `promote_types`, which refuses two dtypes under `jax_numpy_dtype_promotion="strict"`.
+    dtype = jnp.result_type(leaf)
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return jnp.dtype(jnp.float32) if narrow else dtype
+
+
+def displacement(params: jax.Array, anchor: jax.Array) -> jax.Array:
+    """`W - W0`, in the wide dtype.
+
+    It is taken before `u` is added, because `W` is close to `W0` and their difference is then
+    exact. `(W + u) - W0` would first round `u` to the spacing of floats around `W`.
+    """
+    dtype = wide_dtype(params)
+    return params.astype(dtype) - anchor.astype(dtype)
+
+
+def norms(c: jax.Array, tensor: Tensor, norm: str) -> jax.Array:
+    """`N(c)`, of each row or of each group.
+
+        mars:  sum over the row of |c|
+        l2:    sqrt(sum over the group of c^2)
+
+    The gradient in `c` is finite at `c = 0`, where it is 0.
+
+    Args:
+        c: the displacement of a leaf.
+        tensor: rows and layers of the leaf.
+        norm: "mars" or "l2".
+    """
+    if norm == "mars":
+        size = jnp.sum(jnp.abs(c), axis=norm_axes(tensor, norm), keepdims=True)
+    else:
+        squares = inner_products(c, c, tensor, norm)
+        # The slope of the square root at 0 is infinite, and infinity times 0 is NaN.
+        moved = squares > 0
+        size = jnp.where(moved, jnp.sqrt(jnp.where(moved, squares, 1.0)), 0.0)
+    # Squares overflow from 1e19 in float32, and the ratio of two infinities is NaN.
+    return jnp.minimum(size, jnp.finfo(size.dtype).max)
+
+
+def inner_products(x: jax.Array, y: jax.Array, tensor: Tensor, norm: str) -> jax.Array:
+    """`<x, y>`, of each row ("mars") or of each group ("l2"): shaped like `norms`."""
+    return jnp.sum(x * y, axis=norm_axes(tensor, norm), keepdims=True)
+
+
+def norm_axes(tensor: Tensor, norm: str) -> tuple[int, ...]:
+    """Axes along which one norm extends."""
+    return tensor.inputs if norm == "mars" else tensor.inputs + tensor.rows
+
+
+def shrinkage(radius: jax.Array, n: jax.Array) -> jax.Array:
+    """`min(1, r / n)`, with the slope of `r / n` at the tie `r == n`.
+
+    The tie is common: a radius that was clipped at its upper bound equals `n` in float32. With a
+    slope of 0, as `hardtanh` has there, or of one half, as `jnp.minimum` has, a radius that
+    reached its bound under the l2 norm could hardly leave it again.
+    """
+    return jnp.where(radius > n, n, radius) / n
+
+
+def projected_update(
+    params: jax.Array, anchor: jax.Array, c: jax.Array, n: jax.Array, radius: jax.Array
+) -> jax.Array:
+    """The update that ends at `W0 + min(1, r / n) * c`, in the dtype of `params`.
+
+    Inside the ball this equals `u` up to rounding. Returning `u` itself would keep a
+    parameter-sized array alive until the norms are known.
+    """
+    return scaled_update(params, anchor, c, shrinkage(radius, n))
+
+
+def scaled_update(
+    params: jax.Array, anchor: jax.Array, c: jax.Array, ratio: jax.Array
+) -> jax.Array:
+    """The update that ends at `W0 + ratio * c`, in the dtype of `params`."""
+    # `u - (1 - ratio) * c` is shorter, but cancels if `u` is much larger than the radius.
+    scaled = (anchor.astype(c.dtype) - params.astype(c.dtype)) + ratio * c
+    return scaled.astype(params.dtype)

@@ -1,0 +1,95 @@
+"""Checks of the factories' arguments.
+
+Python, NumPy and JAX numbers are checked where a transformation is built. Traced numbers, as
+under `optax.inject_hyperparams`, cannot be checked.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+Norm = Literal["mars", "l2"]
+Unit = Literal["norm", "anchor"]
+Memory = Literal["full", "compact"]
+AnchorSource = Literal["init", "argument", "zero"]
+
+
+def check_choice(value: Any, choices: Any, argument: str) -> None:
+    """`value` must be one of a `Literal` type's `choices`."""
+    if value not in get_args(choices):
+        expected = ", ".join(map(repr, get_args(choices)))
+        raise ValueError(f"`{argument}` must be one of {expected}; got {value!r}.")
+
+
+def check_anchor_dtype(dtype: Any, anchor: str) -> None:
+    if dtype is None:
+        return
+    if anchor != "init":
+        raise ValueError(
+            "`anchor_dtype` is the dtype of the copy in the state, and the state has no copy "
+            f"because of `anchor={anchor!r}`: leave `anchor_dtype` out."
+        )
+    try:
+        floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise TypeError(
+            "`anchor_dtype` must be a real floating-point dtype, such as `jnp.bfloat16`; "
+            f"got {dtype!r}."
+        )
+
+
+def check_unit(unit: str, anchor: str) -> None:
+    if unit == "anchor" and anchor == "zero":
+        raise ValueError(
+            "`unit='anchor'` measures radii by the size of the anchor, and `anchor='zero'` has the "
+            "size 0: leave `unit` out."
+        )
+
+
+def check_positive(value: Any, argument: str, schedule: bool = False) -> None:
+    # `not >` also refuses NaN.
+    _check_number(value, argument, schedule, lambda x: x > 0, "positive")
+
+
+def check_not_negative(value: Any, argument: str, schedule: bool = False) -> None:
+    _check_number(value, argument, schedule, lambda x: 0 <= x < math.inf, "finite, and 0 or more")
+
+
+def check_fraction(value: Any, argument: str, schedule: bool = False) -> None:
+    _check_number(value, argument, schedule, lambda x: 0 <= x <= 1, "between 0 and 1")
+
+
+def check_count(value: Any, argument: str) -> None:
+    whole = "a whole number, 1 or more"
+    _check_number(value, argument, False, lambda x: x % 1 == 0 and x >= 1, whole)
+    if not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+        raise ValueError(f"`{argument}` must be {whole}; got {value!r}.")
+
+
+def _check_number(
+    value: Any, argument: str, schedule: bool, holds: Callable[[float], bool], expected: str
+) -> None:
+    if callable(value):
+        if schedule:
+            return
+        raise TypeError(
+            f"`{argument}` must be a number; got a function. To schedule it, build the "
+            "transformation through `optax.inject_hyperparams`."
+        )
+    if isinstance(value, Tracer):
+        return
+    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+        raise TypeError(f"`{argument}` must be a number; got {value!r}.")
+    if np.ndim(value) > 0:
+        raise ValueError(
+            f"`{argument}` must be one number; got an array of shape {np.shape(value)}."
+        )
+    if not holds(float(value)):
+        raise ValueError(f"`{argument}` must be {expected}; got {value}.")

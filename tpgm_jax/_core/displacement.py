@@ -1,0 +1,86 @@
+"""The displacement `c` of the previous step, from the state or recovered from the parameters.
+
+FTP's hyper-gradient needs the direction of `c`, row by row. "full" memory stores `c` in the state.
+"compact" memory recovers the direction: the projection only rescales rows, so `W - W0` has the
+direction of `c`. But the rounding of `W` destroys the direction of a row within a tiny radius of
+its anchor. With "compact" memory, rows therefore stay at least
+
+    floor = M * eps * N(W0)
+
+from the anchor, in the units of the radii, with `eps` of the dtype of `W`, and `M` large enough to
+keep eight bits of the direction. The next step first scales such a row back to its radius, so
+floors never affect the radii. A row that is already below its floor is left there: nothing
+records by how much to undo the move.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tpgm_jax._core.axes import Tensor
+from tpgm_jax._core.ball import EPSILON, norms, wide_dtype
+from tpgm_jax._core.placement import to_device, to_memory_of
+from tpgm_jax._core.problem import Problem
+
+
+class Previous(NamedTuple):
+    """The previous projection, with one entry for each constrained leaf.
+
+    Attributes:
+        c: the displacement that it rescaled; "compact": up to a positive factor for each row.
+        n: the norms of `c`, positive.
+        d: `W - W0`; "compact": without the effect of floors.
+        floor: the smallest norm of a row; "full": 0.
+    """
+
+    c: list[jax.Array]
+    n: list[jax.Array]
+    d: list[jax.Array]
+    floor: list[jax.Array]
+
+
+def stored_displacement(problem: Problem, stored: optax.Params) -> Previous:
+    """The previous projection, from the displacement in the state."""
+    leaves = [jnp.asarray(to_device(x)) for x in problem.spec.layout.constrained(stored)]
+    c = [x.astype(wide_dtype(x)) for x in leaves]
+    n = [x + EPSILON for x in problem.norms(c)]
+    return Previous(c, n, problem.displacements(), [jnp.zeros_like(x) for x in n])
+
+
+def recover_displacement(problem: Problem, radii: list[jax.Array], first: jax.Array) -> Previous:
+    """The previous projection, from the parameters.
+
+    Args:
+        problem: this step's parameters and anchor.
+        radii: the radii of the previous projection, one array for each leaf.
+        first: whether there was no previous projection.
+    """
+    c, spec = problem.displacements(), problem.spec
+    sizes = problem.norms(c)
+    leaves = zip(problem.w, problem.w0, spec.layout.tensors, strict=True)
+    floors = [row_floors(*leaf, spec.norm) for leaf in leaves]
+    n, d = [], []
+    for x, size, floor, r in zip(c, sizes, floors, radii, strict=True):
+        # The slope of a row that has not moved is 0, so any divisor will do.
+        size = jnp.where(size > 0, size, 1.0)
+        lifted = ~first & (r < floor)
+        n.append(size)
+        d.append(jnp.where(lifted, jnp.minimum(1.0, r / size), 1.0) * x)
+    return Previous(c, n, d, floors)
+
+
+def store_displacement(problem: Problem, stored: optax.Params, c: list[jax.Array]) -> optax.Params:
+    """The tree `stored` of the state with the values `c`, in its dtypes and its memory."""
+    old = problem.spec.layout.constrained(stored)
+    new = [to_memory_of(y, x.astype(y.dtype)) for x, y in zip(c, old, strict=True)]
+    return problem.spec.layout.replace(stored, new)
+
+
+def row_floors(w: jax.Array, w0: jax.Array, tensor: Tensor, norm: str) -> jax.Array:
+    """The smallest norms of the rows of a leaf, shaped like its norms."""
+    eps = float(jnp.finfo(w.dtype).eps)
+    # 2^-15 of a row's own size in float32. Half precision has no bits to spare.
+    margin = eps if jnp.finfo(w.dtype).bits < 32 else 256 * eps
+    return norms(w0.astype(wide_dtype(w)), tensor, norm) * margin

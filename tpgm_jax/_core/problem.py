@@ -1,0 +1,161 @@
+"""What every update starts from: checked arguments, and leaves as lists.
+
+Trees become lists of constrained leaves here, once, and a tree again at the end of the update.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tpgm_jax._core import radii as _radii
+from tpgm_jax._core.anchor import resolve_anchor
+from tpgm_jax._core.ball import EPSILON, displacement, inner_products, norms, projected_update
+from tpgm_jax._core.finite import finite_or_zero, zero_unless
+from tpgm_jax._core.names import by_name, closest
+from tpgm_jax._core.spec import Options, Spec, check_fingerprint, check_same_spec
+
+
+class Problem(NamedTuple):
+    """Gradients, parameters and anchor of one update.
+
+    Attributes:
+        spec: how the state was made.
+        updates: the gradients, the whole tree.
+        params: the parameters, the whole tree.
+        g: gradients of the constrained leaves.
+        w: parameters `W` of the constrained leaves.
+        w0: anchor `W0` of the constrained leaves.
+    """
+
+    spec: Spec
+    updates: optax.Updates
+    params: optax.Params
+    g: list[jax.Array]
+    w: list[jax.Array]
+    w0: list[jax.Array]
+
+    def displacements(self) -> list[jax.Array]:
+        """`W - W0`, in the wide dtype."""
+        return [displacement(*leaf) for leaf in zip(self.w, self.w0, strict=True)]
+
+    def norms(self, c: list[jax.Array]) -> list[jax.Array]:
+        """`N(c)`."""
+        return self._map(lambda x, tensor: norms(x, tensor, self.spec.norm), c)
+
+    def inner_products(self, x: list[jax.Array], y: list[jax.Array]) -> list[jax.Array]:
+        """`<x, y>`, shaped like `norms`."""
+        return self._map(lambda x, y, tensor: inner_products(x, y, tensor, self.spec.norm), x, y)
+
+    def reduce_rows(self, reduce: Callable[..., jax.Array], x: list[jax.Array]) -> list[jax.Array]:
+        """`jnp.sum`, `jnp.min` or `jnp.max` over the rows of each group, of `radius_shape`."""
+        return self._map(lambda x, tensor: reduce(x, axis=tensor.rows, keepdims=True), x)
+
+    def spread(self, radii: jax.Array) -> list[jax.Array]:
+        """`[G]` to one array for each leaf, which broadcasts against the leaf."""
+        return _radii.spread(radii, self.spec.layout, self.w)
+
+    def gather(self, arrays: Sequence[jax.Array], dtype: jnp.dtype) -> jax.Array:
+        """One array for each leaf to `[G]`: the inverse of `spread`."""
+        return _radii.gather(arrays, self.spec.layout, dtype)
+
+    def clip(self, radii: jax.Array, sizes: list[jax.Array]) -> list[jax.Array]:
+        """Radii `[G]`, between 1e-8 and the largest of their group's `sizes`, by leaf.
+
+        It clips leaf by leaf, so that the projection of a leaf does not wait for other leaves.
+        """
+        pairs = zip(self.spread(radii), self.reduce_rows(jnp.max, sizes), strict=True)
+        return [_radii.clip(*leaf) for leaf in pairs]
+
+    def project(
+        self, c: list[jax.Array], sizes: list[jax.Array], r: list[jax.Array]
+    ) -> list[jax.Array]:
+        """The updates that end at `W0 + min(1, r / (sizes + 1e-8)) * c`."""
+        n = [x + EPSILON for x in sizes]
+        leaves = zip(self.w, self.w0, c, n, r, strict=True)
+        return [projected_update(*leaf) for leaf in leaves]
+
+    def base_step(
+        self,
+        base: optax.GradientTransformationExtraArgs,
+        finite: jax.Array,
+        base_state: optax.OptState,
+        extra_args: dict[str, Any],
+    ) -> tuple[optax.Updates, list[jax.Array], optax.OptState]:
+        """The base optimizer's step on the gradient, or on zeros if the gradient is not `finite`.
+
+        Returns:
+            Updates of the whole tree; the updates `u` of the constrained leaves, without NaN and
+            infinity; and the state of the base optimizer. If the gradient is not finite, updates
+            of excluded leaves and `u` are 0.
+        """
+        updates, base_state = base.update(
+            zero_unless(finite, self.updates), base_state, self.params, **extra_args
+        )
+        layout = self.spec.layout
+        u = finite_or_zero(finite, layout.constrained(updates))
+        others = zero_unless(finite, layout.unconstrained(updates))
+        return layout.replace(updates, u, others), u, base_state
+
+    def _map(self, f: Callable[..., jax.Array], *lists: list[jax.Array]) -> list[jax.Array]:
+        return [f(*leaf) for leaf in zip(*lists, self.spec.layout.tensors, strict=True)]
+
+
+def make_problem(
+    options: Options,
+    updates: optax.Updates,
+    state: Any,
+    params: optax.Params | None,
+    extra_args: dict[str, Any],
+) -> Problem:
+    """Checks the arguments of `update`, before any state changes.
+
+    Raises:
+        ValueError: parameters are missing; trees are not of the same model; the state was made
+            with other options; the anchor is missing or does not fit.
+        TypeError: the state is none of this library.
+    """
+    caller = options.caller
+    if params is None:
+        raise ValueError(
+            f"`{caller}` measures how far the parameters have moved, so it needs them: call "
+            "`update(updates, state, params)`."
+        )
+    spec = options.spec(params)
+    check_same_leaves(updates, params, "gradients", caller)
+    if jax.tree.structure(updates) != jax.tree.structure(params):
+        raise ValueError(
+            f"`{caller}` got gradients and parameters with the same leaves in different "
+            f"containers (at the root {type(updates).__name__} and {type(params).__name__}): "
+            "pass `jax.grad` the tree that you pass to `update`."
+        )
+    if not hasattr(state, "spec"):
+        raise TypeError(
+            f"`{caller}` got a state of type {type(state).__name__}, which its `init` does not "
+            "make: if it comes from a checkpoint, restore into the structure of `init(params)`."
+        )
+    check_same_spec(state.spec, spec, caller)
+    check_fingerprint(state, caller)
+    w0 = resolve_anchor(spec, state.anchor, extra_args.get("anchor"), params)
+    g, w = ([jnp.asarray(x) for x in spec.layout.constrained(tree)] for tree in (updates, params))
+    return Problem(spec, updates, params, g, w, w0)
+
+
+def check_same_leaves(other: Any, params: Any, what: str, caller: str) -> None:
+    """`other`, called `what`, must have the leaves of `params`, in the same shapes."""
+    ours, theirs = by_name(params), by_name(other)
+    for name in [*ours, *theirs]:
+        if name not in ours or name not in theirs:
+            lacking, tree = (what, theirs) if name in ours else ("parameters", ours)
+            raise ValueError(
+                f"`{caller}` got {what} and parameters that differ: {name!r} is missing from the "
+                f"{lacking} (closest there: {closest(name, tree)}). Pass trees of the same model."
+            )
+        if jnp.shape(ours[name]) != jnp.shape(theirs[name]):
+            raise ValueError(
+                f"`{caller}` got {what} and parameters that differ at {name!r}: their shapes "
+                f"are {jnp.shape(theirs[name])} and {jnp.shape(ours[name])}. Pass trees of "
+                "the same model."
+            )

@@ -1,0 +1,112 @@
+"""The vector of radii: one number for each group, and one step of its optimizer.
+
+Radii are one vector `[G]`, in the order of the leaves and, within a stacked leaf, of its layers.
+It is at least float32, because half precision would round away steps of 1e-2 on a radius of 4.
+Arithmetic with leaves uses a list with one array for each constrained leaf, shaped to broadcast
+against the leaf.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tpgm_jax._core.axes import Layout
+from tpgm_jax._core.ball import wide_dtype
+from tpgm_jax._core.finite import all_finite, select, stays_finite
+
+# Lower bound of a radius (0 only if the tensor has not moved). At 0 the projection would lose the
+# direction of the displacement.
+SMALLEST = 1e-8
+
+
+def radii_dtype(params: optax.Params, layout: Layout) -> jnp.dtype:
+    """float32, or float64 if a constrained leaf is."""
+    pairs = zip(jax.tree.leaves(params), layout.leaves, strict=True)
+    dtypes = {wide_dtype(leaf) for leaf, tensor in pairs if tensor.constrained}
+    return max({jnp.dtype(jnp.float32), *dtypes}, key=lambda dtype: jnp.finfo(dtype).bits)
+
+
+def full(layout: Layout, value: jax.typing.ArrayLike, dtype: jnp.dtype) -> jax.Array:
+    """`[G]` radii, all of the same `value`."""
+    return jnp.full(layout.groups, value, dtype)
+
+
+def spread(radii: jax.Array, layout: Layout, leaves: Sequence[jax.Array]) -> list[jax.Array]:
+    """`[G]` to one array for each leaf, which broadcasts against it, in the leaf's wide dtype."""
+    arrays, start = [], 0
+    for tensor, leaf in zip(layout.tensors, leaves, strict=True):
+        radius = radii[start : start + tensor.groups].reshape(tensor.radius_shape)
+        radius = radius.astype(wide_dtype(leaf))
+        arrays.append(_shard_like(radius, leaf, tensor.layers))
+        start += tensor.groups
+    return arrays
+
+
+def gather(arrays: Sequence[jax.Array], layout: Layout, dtype: jnp.dtype) -> jax.Array:
+    """One array for each leaf, of its `radius_shape`, to `[G]`: the inverse of `spread`."""
+    flat = [
+        _shard_like(array, array, ()).reshape(tensor.groups).astype(dtype)
+        for array, tensor in zip(arrays, layout.tensors, strict=True)
+    ]
+    return jnp.concatenate(flat) if flat else jnp.zeros(0, dtype)
+
+
+def _shard_like(array: jax.Array, leaf: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """`array`, sharded like `leaf` along `axes` and replicated along the other axes.
+
+    For meshes with explicit axes, where layers may be on different devices: arrays with different
+    shardings cannot be concatenated or selected from. The compiler handles automatic axes.
+    """
+    mesh, spec = jax.typeof(leaf).sharding.mesh, jax.typeof(leaf).sharding.spec
+    if all(axis is None for axis in spec):
+        return array
+    wanted = jax.sharding.PartitionSpec(*(x if i in axes else None for i, x in enumerate(spec)))
+    return jax.sharding.reshard(array, jax.sharding.NamedSharding(mesh, wanted))
+
+
+def radii_by_name(radii: jax.typing.ArrayLike, layout: Layout) -> dict[str, float | list[float]]:
+    """`[G]` by the names of the tensors: a float, or a list if a tensor stacks layers."""
+    numbers, result, start = np.asarray(radii).tolist(), {}, 0
+    for tensor in layout.tensors:
+        stop = start + tensor.groups
+        result[tensor.name] = numbers[start:stop] if tensor.layers else numbers[start]
+        start = stop
+    return result
+
+
+def clip(radii: jax.Array, largest: jax.Array) -> jax.Array:
+    """Radii between `SMALLEST` and the largest norm of their group's rows.
+
+    Beyond that norm a radius constrains nothing, and would take long to come back.
+    """
+    return jnp.minimum(jnp.maximum(radii, SMALLEST), largest)
+
+
+def descend(
+    optimizer: optax.GradientTransformationExtraArgs,
+    gradient: jax.Array,
+    optimizer_state: optax.OptState,
+    radii: jax.Array,
+    unit_size: jax.Array,
+) -> tuple[jax.Array, optax.OptState, jax.Array]:
+    """One step of the radius optimizer on `r / U`, if all its results are finite.
+
+    The square of a finite slope may overflow in a second moment, which would stay infinite and
+    stop the radii for good.
+
+    Returns:
+        Radii, state of the optimizer, and whether the step was taken.
+    """
+    # `optax.adam` needs the standard promotion, whatever the user asks for.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, new_state = optimizer.update(
+            unit_size * gradient, optimizer_state, radii / unit_size
+        )
+    moved = optax.apply_updates(radii, jax.tree.map(lambda x: unit_size * x, updates))
+    new, old = (moved, new_state), (radii, optimizer_state)
+    taken = all_finite([gradient]) & stays_finite(new, old)
+    radii, optimizer_state = select(taken, new, old)
+    return radii, optimizer_state, taken

@@ -1,0 +1,180 @@
+"""TPGM after training: learn radii for a model that is already fine-tuned."""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from tpgm_jax._core import radii as _radii
+from tpgm_jax._core.anchor import match_leaves
+from tpgm_jax._core.axes import AxesSpec
+from tpgm_jax._core.checks import Norm, Unit
+from tpgm_jax._core.names import Exclude
+from tpgm_jax._core.optimizers import radius_optimizer_or_default
+from tpgm_jax._core.problem import Problem
+from tpgm_jax._core.spec import Options, Spec
+from tpgm_jax._core.unit import divisor, unit_sizes
+from tpgm_jax._methods.held_out import check_held_out_loss, radius_step
+
+
+class FittedRadii(NamedTuple):
+    """Result of `fit_radii`.
+
+    Attributes:
+        params: the fine-tuned parameters, projected.
+        radii: name to radius, in units of the norm; a list if a tensor stacks layers.
+        losses: `[batches]`, the held-out loss before each radius step.
+    """
+
+    params: Any
+    radii: dict[str, Any]
+    losses: jax.Array
+
+
+def fit_radii(
+    held_out_loss: Callable[..., jax.typing.ArrayLike],
+    params: optax.Params,
+    anchor: optax.Params,
+    batches: Iterable[Any],
+    *,
+    radius_optimizer: optax.GradientTransformation | None = None,
+    norm: Norm = "l2",
+    unit: Unit = "norm",
+    exclude: Exclude | None = None,
+    axes: AxesSpec | None = None,
+) -> FittedRadii:
+    """Learns radii on held-out data and projects fine-tuned parameters, once.
+
+    Writing `W` for a fine-tuned tensor and `W0` for its anchor,
+
+        c = W - W0,    n = N(c) + 1e-8
+        r = min over rows of N(c) / 2
+        for each batch:
+            r = clip(r, 1e-8, max over rows of N(c))
+            r = r - adam(d/dr held_out_loss(W0 + min(1, r / n) * c, batch))
+        r  = clip(r, 1e-8, max over rows of N(c))
+        W' = W0 + min(1, r / n) * c
+
+    Under the l2 norm `W'` is between the anchor and `W`: a learned WiSE-FT, with one mixing
+    weight for each tensor. This is the published recipe, so "l2" is the default here, and
+    "mars" is the default of `tpgm` and `ftp`. The paper takes 200 steps. Use batches that neither
+    trained the model nor will measure it.
+
+    The program is compiled once for a function and options, and used again in later calls with
+    the same function. As with `jax.jit`, everything that `held_out_loss` reads besides its
+    arguments is fixed when it is first called.
+
+    Args:
+        held_out_loss: `(params, batch)` to the held-out loss, a scalar; in evaluation mode.
+        params: the fine-tuned parameters.
+        anchor: the pre-trained parameters, found by name. Excluded leaves may be missing.
+        batches: any iterable; one radius step for each. All should have the same shapes,
+            because another shape compiles the step again. Wrap it in `tqdm` to see progress.
+        radius_optimizer: any optax transformation. Default `optax.adam(1e-2)`, a step in
+            `unit`.
+        norm: "l2", one norm for each tensor, or "mars", one for each row.
+        unit: in what `radius_optimizer` measures radii, "norm" or "anchor"; as for `ftp`.
+        exclude: leaves that are not projected, and enter `held_out_loss` unchanged; as for `ftp`.
+        axes: which axes index rows and stacked layers; as for `ftp`.
+
+    Returns:
+        `FittedRadii(params, radii, losses)`.
+
+    Raises:
+        ValueError: no batches; trees that differ; a `held_out_loss` that is not scalar.
+        TypeError: `held_out_loss` is not callable; a constrained leaf is not floating point.
+
+    Examples:
+        Fine-tuning went to 2, held-out data asks for 0.5:
+
+        >>> import jax.numpy as jnp, tpgm_jax
+        >>> anchor, tuned = {"kernel": jnp.zeros((1, 4))}, {"kernel": jnp.full((1, 4), 2.0)}
+        >>> def held_out_loss(params, target):
+        ...     return jnp.mean((params["kernel"] - target) ** 2)
+        >>> fitted = tpgm_jax.fit_radii(held_out_loss, tuned, anchor, [0.5] * 300)
+        >>> print(fitted.params["kernel"].round(2))
+        [[0.5 0.5 0.5 0.5]]
+        >>> {name: round(r, 2) for name, r in fitted.radii.items()}  # sqrt(4 * 0.5^2)
+        {'kernel': 1.0}
+
+    References:
+        Tian et al., "Trainable Projected Gradient Method for Robust Fine-tuning",
+        CVPR 2023, https://arxiv.org/abs/2303.10720
+    """
+    spec = Options("fit_radii", norm, unit, exclude, axes).check().spec(params)
+    optimizer = radius_optimizer_or_default(radius_optimizer)
+    check_held_out_loss(held_out_loss)
+    w0 = match_leaves(anchor, spec.layout, "the `anchor` of `fit_radii`")
+    start, learn, finish = _programs_of(held_out_loss, optimizer, spec)
+
+    (radii, state, unit_size), losses = start(params, w0), []
+    for batch in batches:
+        radii, state, loss = learn(radii, state, unit_size, params, w0, batch)
+        losses.append(loss)
+    if not losses:
+        raise ValueError(
+            "`batches` is empty, so no radius was learned: pass held-out batches, one for "
+            "each radius step. An iterator that was read before is empty the second time."
+        )
+    projected, radii = finish(radii, params, w0)
+    return FittedRadii(projected, _radii.radii_by_name(radii, spec.layout), jnp.stack(losses))
+
+
+def _programs_of(held_out_loss: Any, optimizer: Any, spec: Spec) -> Any:
+    """The jitted programs, the same ones for the same arguments if these can be hashed."""
+    try:
+        hash((held_out_loss, optimizer))
+    except TypeError:  # such as an Equinox module with arrays
+        return _make_programs(held_out_loss, optimizer, spec)
+    return _cached_programs(held_out_loss, optimizer, spec)
+
+
+def _make_programs(held_out_loss: Any, optimizer: Any, spec: Spec) -> Any:
+    """Start, radius step and end of `fit_radii`. The model is an argument of each, because a
+    model in a closure would be a constant of the program."""
+    loss = check_held_out_loss(held_out_loss)
+    layout = spec.layout
+
+    def measure(params, w0):
+        w = [jnp.asarray(x) for x in layout.constrained(params)]
+        problem = Problem(spec, params, params, w, w, w0)
+        c = problem.displacements()
+        return problem, c, problem.norms(c)
+
+    def move(params, problem, c, sizes, r):
+        zeros = optax.tree.zeros_like(params)
+        return optax.apply_updates(params, layout.replace(zeros, problem.project(c, sizes, r)))
+
+    @jax.jit
+    def start(params, w0):
+        problem, _, sizes = measure(params, w0)
+        dtype = _radii.radii_dtype(params, layout)
+        radii = problem.gather(problem.reduce_rows(jnp.min, sizes), dtype) / 2
+        unit_size = divisor(unit_sizes(w0, spec, dtype), layout.groups, dtype)
+        return radii, optimizer.init(radii / unit_size), unit_size
+
+    @jax.jit
+    def learn(radii, state, unit_size, params, w0, batch):
+        problem, c, sizes = measure(params, w0)
+
+        def loss_at(r):
+            return loss(move(params, problem, c, sizes, r), batch)
+
+        step = radius_step(loss_at, problem, sizes, radii, state, optimizer, unit_size)
+        loss_before, radii, state, _ = step
+        return radii, state, loss_before
+
+    @jax.jit
+    def finish(radii, params, w0):
+        problem, c, sizes = measure(params, w0)
+        r = problem.clip(radii, sizes)
+        return move(params, problem, c, sizes, r), problem.gather(r, radii.dtype)
+
+    return start, learn, finish
+
+
+# Few, because a function in this cache keeps alive what it refers to.
+_cached_programs = functools.lru_cache(maxsize=8)(_make_programs)
