@@ -3,14 +3,21 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 export JAX_PLATFORMS ?=
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+# Tests that compare numbers. `make test` compiles them without most of XLA's optimisations,
+# `make test-optimized` with them.
+NUMERIC := golden reference random_trees projection ftp tpgm spd baselines compact interpolate \
+	anchors unit state hostile
 
-.PHONY: help demo pod test lint wheel docs bench bench-scaling bench-compact bench-robustness bench-tpu clean
+.PHONY: help demo pod test test-all test-optimized lint wheel docs bench bench-scaling bench-compact bench-robustness bench-tpu clean
 
 help:
 	@echo "make demo   fine-tune on handwritten digits: a table and results/demo/figure.png"
 	@echo "            options: make demo ARGS='--fast --seed 1'"
 	@echo "make pod    fine-tune a decoder on all devices, with checkpoints; again: goes on (docs/pods.md)"
-	@echo "make test   lint, types, tests, doctests, and the built wheel in an environment of its own"
+	@echo "make test   lint, types, the built wheel, and all tests and doctests but the slow ones"
+	@echo "make test-all   make test, then the slow tests: study, demo, pod, trainers, processes, site"
+	@echo "make test-optimized  the numeric tests, compiled with the optimisations that users get"
 	@echo "make lint   ruff and pyright alone"
 	@echo "make docs   the documentation, into results/docs/index.html"
 	@echo "make bench  what a step costs; make bench-scaling: how that grows"
@@ -46,7 +53,14 @@ pod: .venv/pod
 	$(BIN)/python -m examples.pod_finetune $(ARGS)
 
 test: lint wheel
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: test
+	$(PYTEST) -m slow $(ARGS)
+
+# No flags at all: tests/conftest.py sets its own only if there is no such variable.
+test-optimized: .venv/test
+	XLA_FLAGS= $(PYTEST) $(NUMERIC:%=tests/test_%.py) $(ARGS)
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -2,10 +2,14 @@
 
 import os
 
-# Most of the time goes into compiling programs that run for a moment. LLVM without its passes
-# takes half as long; what XLA does before, which some tests read, is the same. `XLA_FLAGS= make
-# test` tests the programs that users get. It has to be said before JAX is imported.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Compiling takes most of the tests' time, and the programs run for a moment. Without LLVM's passes
+# and XLA's fusion emitters it takes less than half as long. The collectives, which some tests
+# count, stay the same. `make test-optimized` sets `XLA_FLAGS` to nothing, and so tests the programs
+# that users get. If a new jaxlib ends the process because it does not know one of these flags,
+# delete the flag here. The variable has to be set before JAX is imported.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +30,24 @@ def x64():
     """Runs a test in float64."""
     with jax.enable_x64(True):
         yield
+
+
+def mostly_slow(cases: dict[str, Any], *quick: str) -> list[Any]:
+    """Cases for `pytest.mark.parametrize`, of which `make test` runs those named `quick`.
+
+    Args:
+        cases: by name; a plain tuple holds the values of several arguments.
+        quick: names of the cases that are not slow.
+    """
+    assert cases.keys() >= set(quick)
+    return [
+        pytest.param(
+            *(case if type(case) is tuple else (case,)),
+            id=name,
+            marks=() if name in quick else pytest.mark.slow,
+        )
+        for name, case in cases.items()
+    ]
 
 
 def make_step(tx: optax.GradientTransformationExtraArgs, **extra: Any) -> Callable[..., Any]:

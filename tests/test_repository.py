@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+import tpgm_jax
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 YAML = [
@@ -47,6 +49,8 @@ def test_the_workflow_runs_the_whole_check_on_all_pythons_and_the_oldest_version
     assert matrix[min(matrix)] == "oldest"
     steps = [step.get("run", "") for step in job["steps"]]
     assert "bash .ci/run" in steps
+    assert "make test-all" in (ROOT / ".ci/run").read_text().splitlines()
+    assert "make test-optimized" in steps
     (hold,) = [step for step in job["steps"] if "PIP_CONSTRAINT" in step.get("run", "")]
     assert hold["if"] == "matrix.versions == 'oldest'"
     assert "/.ci/floor.txt" in hold["run"]
@@ -62,10 +66,10 @@ def test_the_workflow_may_read_the_code_and_no_more():
 
 def test_the_citation_names_this_version_and_every_paper_that_a_docstring_names():
     citation = loaded("CITATION.cff")
-    assert citation["version"] == PROJECT["version"]
+    assert citation["version"] == tpgm_jax.__version__
     assert citation["license"] == PROJECT["license"]
     cited = {paper["url"] for paper in citation["references"]}
-    sources = "".join(path.read_text() for path in (ROOT / "tpgm_jax").glob("*.py"))
+    sources = "".join(path.read_text() for path in (ROOT / "tpgm_jax").rglob("*.py"))
     assert cited == set(re.findall(r"https://arxiv.org/abs/[\d.]+\d", sources))
     for paper in citation["references"]:
         assert paper["identifiers"][0]["value"].partition(":")[2] in paper["url"]
