@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -37,6 +37,7 @@ from examples.digits.summary import percent
 from examples.digits.training import shuffled
 
 SIZES = Settings(repeats=16, learning_rates=(3e-3,), steps=600, pretraining_steps=1000)
+Memory = Literal["full", "compact"]
 FULL, COMPACT = {"memory": "full"}, {"memory": "compact"}
 GROUPS = {"ID": "handwritten", "OOD": "all shifts"}
 
@@ -193,7 +194,7 @@ def estimate(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
 
 
-def recovery(memory: str, dtype: str, rest: bool, replayed: Any = None) -> tuple[Any, Any]:
+def recovery(memory: Memory, dtype: str, rest: bool, replayed: Any = None) -> tuple[Any, Any]:
     """The radius of one tensor, and its gradients, at every step.
 
     On the way back these are the slopes of the rows' distances to the anchor (at it, 0); or what

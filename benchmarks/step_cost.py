@@ -100,7 +100,7 @@ def training_step(tx: optax.GradientTransformation, preset: str) -> Callable[...
         batch, held_out = batches
         grads = jax.grad(loss)(params, *batch)
         updates, state = tx.update(
-            grads, state, params, value_fn=lambda params: loss(params, *held_out)
+            grads, state, params, held_out_loss=lambda params: loss(params, *held_out)
         )
         return optax.apply_updates(params, updates), state
 

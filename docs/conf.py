@@ -18,7 +18,6 @@ extensions = [
     "extensions.code_blocks",
     "extensions.docstrings",
     "extensions.mathml",
-    "extensions.public_names",
 ]
 exclude_patterns = ["_build"]
 # Equations in docstrings and what programs print; code says its language itself.

@@ -71,10 +71,10 @@ def perform(
         outcomes["tpgm_posthoc"] = (fitted, spent + seconds / len(runs))
     exclude = None if head == "reused" else HEAD
     if any(cell.method == "recommended" for cell in wanted):
-        mixed = tpgm_jax.interpolate(anchor, finished.mean, RECOMMENDED_ALPHA, exclude=exclude)
+        mixed = tpgm_jax.interpolate(finished.mean, anchor, RECOMMENDED_ALPHA, exclude=exclude)
         outcomes["recommended"] = (mixed, spent)
     for text in {cell.setting for cell in wanted if cell.method == "wise"}:
-        mixed = tpgm_jax.interpolate(anchor, finished.params, value(text), exclude=exclude)
+        mixed = tpgm_jax.interpolate(finished.params, anchor, value(text), exclude=exclude)
         outcomes[f"wise {text}"] = (mixed, spent)
     return Outcome(_rows(jobs, outcomes), _radii(runs, finished))
 

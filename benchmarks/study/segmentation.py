@@ -155,9 +155,9 @@ def learn(run: Mapping[str, Any], sizes: Sizes, directory: Path) -> list[dict[st
     params, mean = (jax.tree.map(lambda x: x[0], x) for x in (finished.params, finished.mean))
     taken = {run["method"]: params}
     if run["method"] == MADE["wise"][0]:
-        taken["wise"] = tpgm_jax.interpolate(anchor, params, cells.value(MADE["wise"][1]))
+        taken["wise"] = tpgm_jax.interpolate(params, anchor, cells.value(MADE["wise"][1]))
     if run["method"] == MADE["recommended"][0]:
-        taken["recommended"] = tpgm_jax.interpolate(anchor, mean, RECOMMENDED_ALPHA)
+        taken["recommended"] = tpgm_jax.interpolate(mean, anchor, RECOMMENDED_ALPHA)
     settings = {method: setting for method, (_, setting) in MADE.items()}
     return [
         dict(run)

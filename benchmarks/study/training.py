@@ -88,7 +88,7 @@ def trainer(net: nn.Module, head: str, recipe: Method) -> Any:
             grads = jax.grad(loss)(params, train, rows)
             extra = {}
             if recipe.held_out:
-                extra["value_fn"] = lambda params: loss(params, radius, held_out)
+                extra["held_out_loss"] = lambda params: loss(params, radius, held_out)
             updates, state = tx.update(grads, state, params, **extra)
             params = optax.apply_updates(params, updates)
             count += 1
@@ -116,10 +116,11 @@ def fitter(model: str, head: str, steps: int) -> Any:
     def fit(tuned: Any, anchor: Any, radius: Split) -> tuple[Any, Any]:
         way = jax.tree.map(jnp.subtract, tuned, anchor)
 
-        def value_fn(params: Any) -> jax.Array:
+        def held_out_loss(params: Any) -> jax.Array:
             return cross_entropy(apply, params, *radius)
 
-        updates, state = tx.update(way, tx.init(anchor), anchor, value_fn=value_fn)
+        state = tx.init(anchor)
+        updates, state = tx.update(way, state, anchor, held_out_loss=held_out_loss)
         return optax.apply_updates(anchor, updates), state
 
     return jax.jit(jax.vmap(fit, (0, 0, None)))

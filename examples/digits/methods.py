@@ -51,10 +51,10 @@ def tpgm_post_hoc(
         `FittedRadii` with `params` as `tuned`, and for each name a radius for each run.
     """
 
-    def value_fn(params: optax.Params, batch: Split) -> jax.Array:
+    def held_out_loss(params: optax.Params, batch: Split) -> jax.Array:
         return jnp.sum(jax.vmap(lambda p: cross_entropy(apply, p, *batch))(params))
 
     anchors = jax.tree.map(lambda w, w0: jnp.broadcast_to(w0, w.shape), tuned, anchor)
     batches = tqdm([held_out] * steps, desc=LABELS["tpgm_post_hoc"], unit="step")
     axes = {".*": tpgm_jax.Axes(layers=0)}
-    return tpgm_jax.fit_radii(value_fn, tuned, anchors, batches, axes=axes)
+    return tpgm_jax.fit_radii(held_out_loss, tuned, anchors, batches, axes=axes)

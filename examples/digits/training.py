@@ -37,7 +37,7 @@ def train(
     """Trains from `params`, once for each learning rate and order of the batches.
 
     The learning rate falls to 0 along a cosine. Where there is held-out data, the optimizer
-    is handed `value_fn`, the loss on a batch of it, and may leave it unused at no cost.
+    receives `held_out_loss`, the loss on a batch of it. An optimizer that ignores it pays nothing.
 
     Args:
         apply: the network.
@@ -46,7 +46,7 @@ def train(
         learning_rates: `[runs]`, at the first step.
         data: what the gradient is taken on.
         batches: `[runs, steps, batch]`, rows of `data`.
-        held_out: what `value_fn` is evaluated on.
+        held_out: what `held_out_loss` is evaluated on.
         held_out_batches: `[runs, steps, batch]`, rows of `held_out`.
         progress: told how many steps were done since the last call.
 
@@ -78,7 +78,7 @@ def train(
             grads = jax.grad(loss)(params, data, rows)
             extra = {}
             if held_out is not None:
-                extra["value_fn"] = lambda params: loss(params, held_out, held_out_rows)
+                extra["held_out_loss"] = lambda params: loss(params, held_out, held_out_rows)
             updates, state = optimizer(learning_rate).update(grads, state, params, **extra)
             return (optax.apply_updates(params, updates), state), None
 

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import optax
 import orbax.checkpoint as ocp
 
+import tpgm_jax
 from examples.pod.settings import Refused
 from examples.pod.training import State
 
@@ -63,10 +65,17 @@ class Checkpoints:
         self.manager.save(step, args=ocp.args.Composite(settings=settings, **items), force=last)
 
     def restore(self, step: int, abstract: State) -> State:
-        """What was saved, laid out over the devices as `abstract` says."""
+        """What was saved, laid out over the devices as `abstract` says.
+
+        Raises:
+            ValueError: it was saved with another norm, other axes or the like.
+        """
         items = {name: ocp.args.StandardRestore(x) for name, x in abstract._asdict().items()}
         restored = self._restore(step, **items)
-        return State(restored.params, restored.opt_state)
+        state = State(restored.params, restored.opt_state)
+        if optax.tree.get_all_with_path(state.opt_state, "fingerprint"):  # not for AdamW alone
+            tpgm_jax.check_state(state.opt_state, state.params)
+        return state
 
     def restore_params(self, abstract: Any) -> Any:
         """The latest parameters, without the rest.

@@ -46,15 +46,15 @@ def of_state(tx: optax.GradientTransformation, params: optax.Params, shardings: 
     """
     (mesh,) = {x.mesh for x in jax.tree.leaves(shardings)}
 
-    def hole(x):
+    def placeholder(x):
         return isinstance(x, optax.MaskedNode)
 
-    # The state has holes where nothing is kept of a parameter, as with `exclude`.
+    # The state has placeholders for parameters of which it stores nothing, such as excluded ones.
     return optax.tree.map_params(
         tx,
-        lambda leaf, sharding: leaf if hole(leaf) else sharding,
+        lambda leaf, sharding: leaf if placeholder(leaf) else sharding,
         jax.eval_shape(tx.init, params),
         shardings,
         transform_non_params=lambda _: NamedSharding(mesh, P()),
-        is_leaf=hole,
+        is_leaf=placeholder,
     )

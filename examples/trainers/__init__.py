@@ -1,6 +1,6 @@
 """Fine-tuning in the trainers that people use: each file is complete, and one way to do it.
 
-    python -m examples.trainers.nnx_tpgm         Flax NNX; batch statistics, dropout, `value_fn`
+    python -m examples.trainers.nnx_tpgm         Flax NNX: batch statistics, dropout, held-out loss
     python -m examples.trainers.linen_tpgm       Flax linen's `TrainState`; the same
     python -m examples.trainers.equinox_ftp      Equinox, whose weights have outputs first
     python -m examples.trainers.lora             adapters near zero on frozen weights

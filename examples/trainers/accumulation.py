@@ -3,9 +3,9 @@
     python -m examples.trainers.accumulation [--fast]
 
 `MultiSteps` goes outermost, around clipping and FTP: both then see the mean gradient, and the radii
-move once for each step that is really made. TPGM works too, as `MultiSteps` hands `value_fn` on;
-inside `optax.chain` it would drop it. But `MultiSteps` computes with every batch the step that it
-may discard, so that the radius steps of TPGM are paid as often.
+move once for each step that is really made. TPGM works too, because `MultiSteps` passes
+`held_out_loss` on; inside `optax.chain` it would drop it. But `MultiSteps` computes a whole step
+for every batch and discards most of them, so TPGM's radius steps are computed for every batch too.
 """
 
 from collections.abc import Sequence

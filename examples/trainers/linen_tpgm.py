@@ -28,7 +28,7 @@ class Network(nn.Module):
         return nn.Dense(10, name="head")(x)
 
 
-# Flax's own would drop `value_fn`, and TPGM could not learn; FTP needs nothing and works in either.
+# Flax's own class drops `held_out_loss`, which TPGM needs. FTP needs no extra arguments.
 class TrainState(tpgm_jax.linen.TrainState):
     batch_stats: Any
 
@@ -55,7 +55,7 @@ def train_step(state, batch, held_out):
     # What replaces fields of the state is a keyword of its own, as in Flax; what is for the
     # optimizer is in `extra_args`, and those that take none are not handed them.
     return state.apply_gradients(
-        grads=grads, batch_stats=batch_stats, extra_args={"value_fn": held_out_loss}
+        grads=grads, batch_stats=batch_stats, extra_args={"held_out_loss": held_out_loss}
     )
 
 

@@ -1,4 +1,4 @@
-"""Fine-tunes a Flax NNX model with TPGM: `nnx.Optimizer`, BatchNorm, Dropout, `value_fn`.
+"""Fine-tunes a Flax NNX model with TPGM: `nnx.Optimizer`, BatchNorm, Dropout, `held_out_loss`.
 
 python -m examples.trainers.nnx_tpgm [--fast]
 """
@@ -54,7 +54,7 @@ def train_step(model, optimizer, batch, held_out):
     def held_out_loss(params):
         return loss(nnx.merge(graph, params, rest), held_out)
 
-    optimizer.update(model, grads, value_fn=held_out_loss)
+    optimizer.update(model, grads, held_out_loss=held_out_loss)
 
 
 @nnx.jit
@@ -65,7 +65,7 @@ def predict(model, images):
 def train(model, tx, split, held_out, steps, title):
     """Trains a copy of the model; the anchor of its optimizer is the original."""
     model = nnx.clone(model)
-    # An optimizer that takes no `value_fn` is made to ignore it.
+    # Makes an optimizer that takes no `held_out_loss` ignore it.
     optimizer = nnx.Optimizer(model, optax.with_extra_args_support(tx), wrt=nnx.Param)
     for batch in batches(split, steps, title):
         train_step(model, optimizer, batch, held_out)
