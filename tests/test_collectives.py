@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from conftest import mostly_slow
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -23,9 +24,9 @@ METHODS = {
     "spd": spd(optax.adamw(0.1), axes=SCANNED),
     "project_to_anchor": optax.chain(optax.adamw(0.1), project_to_anchor(0.1, axes=SCANNED)),
 }
-each_method = pytest.mark.parametrize("tx", METHODS.values(), ids=METHODS)
+each_method = pytest.mark.parametrize("tx", mostly_slow(METHODS, "ftp", "ftp compact", "spd"))
 each_kind = pytest.mark.parametrize(
-    "kind", [AxisType.Auto, AxisType.Explicit], ids=["Auto", "Explicit"]
+    "kind", mostly_slow({"Auto": AxisType.Auto, "Explicit": AxisType.Explicit}, "Auto")
 )
 COLLECTIVE = re.compile(
     r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
@@ -79,7 +80,10 @@ def test_a_step_takes_four_all_reduces_of_norms_and_nothing_else(tx, kind):
     assert largest <= 3 * 128
 
 
-@pytest.mark.parametrize("name", ["ftp", "ftp by anchor", "ftp compact l2", "spd"])
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow({x: x for x in ("ftp", "ftp by anchor", "ftp compact l2", "spd")}, "ftp"),
+)
 def test_their_number_does_not_grow_with_the_leaves(name):
     # Where kernels lie in different ways, each of the three stages (hyper-gradients, norms, largest
     # norms) sums over up to three sets of devices: along either axis, or both.

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import mostly_slow
 from transforms import (
     STEPS,
     TRANSFORMS,
     WRAPPERS,
     assert_close,
+    each_mostly_slow_transform,
     each_transform,
     loss,
     numbers,
@@ -93,7 +95,7 @@ def test_updates_are_of_the_parameters_type_and_states_of_the_states(make, dtype
         state = tx.init(params)
         assert types(jax.jit(tx.init)(params)) == types(state)
         before = jax.eval_shape(lambda: (params, state))
-        after = jax.eval_shape(partial(tx.update, value_fn=loss), params, state, params)
+        after = jax.eval_shape(partial(tx.update, held_out_loss=loss), params, state, params)
         assert after == before
         weak = jax.tree.map(lambda x, y: x.weak_type == y.weak_type, after, before)
         assert all(jax.tree.leaves(weak))
@@ -118,7 +120,7 @@ def test_its_state_keeps_its_type_though_parameters_be_weakly_typed(tx):
     assert types(after) == types(state)
 
 
-@each_transform
+@each_mostly_slow_transform
 def test_steps_in_mixed_precision_stay_finite(make):
     dtypes = {"layers": "bfloat16", "head": "float16", "gain": "float32"}
     params = {name: numbers(dtype=dtype)[name] for name, dtype in dtypes.items()}
@@ -156,12 +158,12 @@ def test_init_takes_shapes_for_parameters(make):
 @pytest.mark.parametrize("name", [name for name in TRANSFORMS if "of parts" not in name])
 def test_an_empty_tree_passes(name):
     tx = TRANSFORMS[name]()
-    updates, state = jax.jit(lambda: tx.update({}, tx.init({}), {}, value_fn=lambda _: 0.0))()
+    updates, state = jax.jit(lambda: tx.update({}, tx.init({}), {}, held_out_loss=lambda _: 0.0))()
     assert updates == {}
     assert types(state) == types(tx.init({}))
 
 
-@each_transform
+@each_mostly_slow_transform
 def test_params_and_state_may_be_donated(make, x64):
     tx, params = make(), numbers()
     step, state = jax.jit(stepper(tx), donate_argnums=(0, 1)), tx.init(params)
@@ -172,13 +174,13 @@ def test_params_and_state_may_be_donated(make, x64):
     assert_close((params, state), one_by_one(make))
 
 
-@each_transform
+@each_mostly_slow_transform
 def test_scanned_steps_equal_steps_one_by_one(make, x64):
     received = jax.jit(lambda params: scanned(make(), params))(numbers())
     assert_close(received, one_by_one(make))
 
 
-@each_transform
+@each_mostly_slow_transform
 def test_seeds_under_vmap_equal_each_seed_alone(make, x64):
     seeds = range(3)
     params = jax.tree.map(lambda *x: jnp.stack(x), *map(numbers, seeds))
@@ -196,21 +198,23 @@ def valley(params):
 
 @pytest.mark.parametrize(
     ("make", "objective", "shapes", "minimum"),
-    [
-        *((make, loss, None, 2.0) for make in WRAPPERS.values()),
-        (lambda: optax.chain(optax.adam(0.1), project_to_anchor(20.0)), loss, None, 2.0),
-        (lambda: ftp(optax.adam(0.01)), valley, {"a": (2,)}, 1.0),
-        (lambda: spd(optax.adam(0.01)), valley, {"a": (2,)}, 1.0),
-        # The slopes 2 * (x - 2) of the loss and 2 * x of the pull to the start cancel at 1.
-        (lambda: optax.chain(add_anchor_decay(2.0), optax.adam(0.1)), loss, None, 1.0),
-    ],
-    ids=[
-        *WRAPPERS,
-        "project_to_anchor",
-        "ftp in a valley",
-        "spd in a valley",
-        "add_anchor_decay",
-    ],
+    mostly_slow(
+        {
+            **{name: (make, loss, None, 2.0) for name, make in WRAPPERS.items()},
+            "project_to_anchor": (
+                lambda: optax.chain(optax.adam(0.1), project_to_anchor(20.0)),
+                *(loss, None, 2.0),
+            ),
+            "ftp in a valley": (lambda: ftp(optax.adam(0.01)), valley, {"a": (2,)}, 1.0),
+            "spd in a valley": (lambda: spd(optax.adam(0.01)), valley, {"a": (2,)}, 1.0),
+            # The slopes 2 * (x - 2) of the loss and 2 * x of the pull to the start cancel at 1.
+            "add_anchor_decay": (
+                lambda: optax.chain(add_anchor_decay(2.0), optax.adam(0.1)),
+                *(loss, None, 1.0),
+            ),
+        },
+        *("ftp", "ftp compact", "tpgm", "spd", "project_to_anchor", "add_anchor_decay"),
+    ),
 )
 def test_converges(make, objective, shapes, minimum):
     tx, start = make(), jax.tree.map(jnp.zeros_like, numbers(shapes=shapes))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import mostly_slow
 from flax import linen as nn
 from flax import nnx
 from flax.training.train_state import TrainState
@@ -27,7 +28,7 @@ METHODS = {
     ),
     "spd": lambda **options: spd(optax.sgd(0.6, momentum=0.9), **options),
 }
-each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+each_method = pytest.mark.parametrize("method", mostly_slow(METHODS, "ftp", "spd"))
 LEARNED = {name: METHODS[name] for name in ("ftp", "tpgm")}
 each_learned_method = pytest.mark.parametrize("method", LEARNED.values(), ids=LEARNED)
 X = np.random.default_rng(0).normal(size=(6, 4))
@@ -74,7 +75,7 @@ def linen_run(method, boxed):
 
     @jax.jit
     def step(params, state):
-        updates, state = tx.update(jax.grad(loss)(params), state, params, value_fn=loss)
+        updates, state = tx.update(jax.grad(loss)(params), state, params, held_out_loss=loss)
         return optax.apply_updates(params, updates), state
 
     state = tx.init(params)
@@ -161,7 +162,7 @@ def nnx_step(model, optimizer):
     optimizer.update(
         model,
         nnx.grad(nnx_loss)(model),
-        value_fn=lambda params: nnx_loss(nnx.merge(graphdef, params)),
+        held_out_loss=lambda params: nnx_loss(nnx.merge(graphdef, params)),
     )
 
 

@@ -16,6 +16,7 @@ from examples.digits.printed import printed_set
 from examples.digits.settings import Settings
 from examples.digits.shifts import CORRUPTION, STYLE
 
+pytestmark = pytest.mark.slow
 SHIFTED = [
     *("invert", "photo", "fonts", "outlines", "fonts_photo"),
     *("noise", "impulse", "rotate", "shift", "contrast", "blur", "occlude", "stripes"),
@@ -166,11 +167,11 @@ def test_stacked_runs_get_the_radii_that_each_would_get_alone():
     stacked = jax.tree.map(lambda *x: np.stack(x), *runs)
     together = methods.tpgm_post_hoc(network.apply, stacked, anchor, digits.radius, 5)
 
-    def value_fn(params, batch):
+    def held_out_loss(params, batch):
         return cross_entropy(network.apply, params, *batch)
 
     for i, run in enumerate(runs):
-        alone = tpgm_jax.fit_radii(value_fn, run, anchor, [digits.radius] * 5)
+        alone = tpgm_jax.fit_radii(held_out_loss, run, anchor, [digits.radius] * 5)
         # Steps are 1e-2, and Adam's first do not depend on the size of the gradient: ten
         # ulps of numbers around 4.
         for name, radius in alone.radii.items():

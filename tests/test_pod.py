@@ -1,6 +1,7 @@
 """`examples.pod_finetune` in its smallest form, and what it rests on."""
 
 import dataclasses
+import functools
 import re
 import signal
 import sys
@@ -20,6 +21,7 @@ from examples.pod.model import AXES, init
 from examples.pod.settings import Settings
 from examples.pod_finetune import main
 
+pytestmark = pytest.mark.slow
 DATA = {"fine-tuning data", "pre-training data"}
 RADII = {  # by tensor, how many
     **{f"layers/attention/{name}/kernel": 2 for name in ("query", "key", "value", "out")},
@@ -55,6 +57,12 @@ def test_a_run_that_is_done_is_not_done_again(finished, capsys):
     assert main(arguments(folder)) == results
     assert "resumed after step 6 of 6" in capsys.readouterr().out
     assert_equal(saved(folder, SETTINGS.steps), before)
+
+
+def test_a_checkpoint_of_another_norm_is_refused_though_its_shapes_fit(finished, monkeypatch):
+    monkeypatch.setattr(tpgm_jax, "ftp", functools.partial(tpgm_jax.ftp, norm="l2"))
+    with pytest.raises(ValueError, match="`norm` was 'mars'"):
+        saved(finished[0], SETTINGS.steps)
 
 
 def test_a_kill_while_a_checkpoint_is_saved_leaves_the_one_before(finished, tmp_path, capsys):

@@ -4,9 +4,12 @@ import signal
 
 import numpy as np
 import optax
+import pytest
 from processes import SETTINGS, arguments, assert_equal, finish, saved, started, wait_for
 
 import tpgm_jax
+
+pytestmark = pytest.mark.slow
 
 
 def test_processes_killed_in_a_step_and_started_again_end_as_if_they_had_not_been(tmp_path):

@@ -22,7 +22,8 @@ METHODS = {
     "ftp": lambda axes: ftp(ADAM, axes=axes),
     "tpgm by anchor": lambda axes: tpgm(ADAM, every=2, unit="anchor", axes=axes),
 }
-pytestmark = pytest.mark.usefixtures("x64")
+# Slow; stacked layers are also in `test_reference.py`.
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.slow]
 
 dense: Any = functools.partial(nn.Dense, param_dtype="float64")
 norm: Any = functools.partial(nn.RMSNorm, param_dtype="float64")
@@ -92,7 +93,7 @@ def trained(method, axis):
     def step(params, state):
         grads = jax.grad(loss)(params, tokens)
         updates, state = tx.update(
-            grads, state, params, value_fn=lambda params: loss(params, held_out)
+            grads, state, params, held_out_loss=lambda params: loss(params, held_out)
         )
         return optax.apply_updates(params, updates), state
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import random_tree
+from conftest import mostly_slow, random_tree
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from transforms import STEPS, assert_close
@@ -59,7 +59,7 @@ def train(tx, params, state, data, *, axis=None, of_gradients=True, of_held_out=
         params, state = carry
         grads = jax.grad(mean_loss)(params)
         grads = average(grads, axis) if of_gradients else grads
-        updates, state = tx.update(grads, state, params, value_fn=held_out_loss)
+        updates, state = tx.update(grads, state, params, held_out_loss=held_out_loss)
         return (optax.apply_updates(params, updates), state), None
 
     return jax.lax.scan(step, (params, state), length=STEPS)[0]
@@ -99,8 +99,13 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize(
     ("method", "of_held_out"),
-    [*((method, False) for method in METHODS.values()), (METHODS["tpgm"], True)],
-    ids=[*METHODS, "tpgm, held-out loss averaged by the caller too"],
+    mostly_slow(
+        {
+            **{name: (method, False) for name, method in METHODS.items()},
+            "tpgm, held-out loss averaged by the caller too": (METHODS["tpgm"], True),
+        },
+        *("tpgm", "project_to_anchor"),
+    ),
 )
 def test_every_device_has_the_radii_and_parameters_of_one(method, way, of_held_out):
     params, data = random_tree(SHAPES, 0), random_tree(DATA, 1)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from conftest import mostly_slow
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from transforms import STEPS, assert_close, loss, numbers, stepper
@@ -83,9 +84,13 @@ METHODS = {
 }
 LEARNED = [METHODS["ftp"], METHODS["tpgm"]]
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
-each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-each_model = pytest.mark.parametrize("model", SHAPES)
-each_kind = pytest.mark.parametrize("kind", [AUTO, EXPLICIT], ids=["Auto", "Explicit"])
+each_method = pytest.mark.parametrize("method", mostly_slow(METHODS, "ftp", "tpgm"))
+each_model = pytest.mark.parametrize(
+    "model", mostly_slow({name: name for name in SHAPES}, "fsdp x tensor")
+)
+each_kind = pytest.mark.parametrize(
+    "kind", mostly_slow({"Auto": AUTO, "Explicit": EXPLICIT}, "Explicit")
+)
 pytestmark = pytest.mark.usefixtures("x64")
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import mostly_slow
 from flax import linen as nn
 from flax import nnx
 from jax.sharding import NamedSharding
@@ -30,7 +31,7 @@ OPTIONS: Any = {"exclude": "head/.*", "axes": {"layers/.*": Axes(layers=0)}}
 NAMES = ("fsdp", "tensor")
 # The state of `spd` holds nothing that those of the others do not.
 STATES = {name: method for name, method in METHODS.items() if name != "spd"}
-each_method = pytest.mark.parametrize("method", STATES.values(), ids=STATES)
+each_method = pytest.mark.parametrize("method", mostly_slow(STATES, "ftp"))
 pytestmark = pytest.mark.usefixtures("x64")
 
 
@@ -110,7 +111,7 @@ def test_an_nnx_optimizer_learns_on_eight_devices_as_on_one(method, kind):
 
     @nnx.jit
     def step(model, optimizer):
-        optimizer.update(model, nnx.grad(loss_of_model)(model), value_fn=loss)
+        optimizer.update(model, nnx.grad(loss_of_model)(model), held_out_loss=loss)
 
     def run(mesh):
         with jax.set_mesh(mesh):

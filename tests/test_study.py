@@ -23,6 +23,7 @@ from benchmarks.study.records import Records
 from benchmarks.study.sets import sets
 from examples.digits.models import cross_entropy
 
+pytestmark = pytest.mark.slow
 TRAINS = Cell("mlp", "reused", "finetune", 3e-3, "", 0, 0)
 
 

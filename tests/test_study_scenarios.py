@@ -18,6 +18,7 @@ from benchmarks.study import (
 from benchmarks.study.plan import Scope
 from benchmarks.study.summary import Study, difference, groups
 
+pytestmark = pytest.mark.slow
 SHOWN = groups(hidden=False)
 
 

@@ -12,6 +12,8 @@ from benchmarks.study.training import Finished
 from benchmarks.study.unet import UNet
 from examples.digits.data import generator
 
+pytestmark = pytest.mark.slow
+
 
 def inside(name):
     """Where a test set's masks are, and the labels that they hold there."""

@@ -21,6 +21,7 @@ from examples.trainers import (
     nnx_tpgm,
 )
 
+pytestmark = pytest.mark.slow
 NORMED = {
     *("hidden_1/kernel", "hidden_2/kernel", "head/kernel", "head/bias"),
     *("norm_1/scale", "norm_1/bias", "norm_2/scale", "norm_2/bias"),
@@ -124,8 +125,8 @@ def observer():
     def init(params):
         return {"value": jnp.zeros(())}
 
-    def update(updates, state, params=None, *, value_fn: Any = None):
-        value, _ = jax.value_and_grad(value_fn)(params)
+    def update(updates, state, params=None, *, held_out_loss: Any = None):
+        value, _ = jax.value_and_grad(held_out_loss)(params)
         return jax.tree.map(jnp.zeros_like, updates), {"value": value}
 
     return optax.GradientTransformationExtraArgs(init, update)
