@@ -33,7 +33,7 @@ def x64():
 
 
 def mostly_slow(cases: dict[str, Any], *quick: str) -> list[Any]:
-    """Cases for `pytest.mark.parametrize`, of which `make test` runs those named `quick`.
+    """Cases for `pytest.mark.parametrize`. `make test` runs only those named in `quick`.
 
     Args:
         cases: by name; a plain tuple holds the values of several arguments.

@@ -49,7 +49,7 @@ def of_state(tx: optax.GradientTransformation, params: optax.Params, shardings: 
     def placeholder(x):
         return isinstance(x, optax.MaskedNode)
 
-    # The state has placeholders for parameters of which it stores nothing, such as excluded ones.
+    # The state has placeholders for parameters that it does not store, such as excluded ones.
     return optax.tree.map_params(
         tx,
         lambda leaf, sharding: leaf if placeholder(leaf) else sharding,

@@ -56,13 +56,16 @@ class Spec:
     # `optax.tree.map_params` compares a state with the state of a tree without leaves, and returns
     # the latter's `Spec`. So a layout without leaves equals every other one.
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Spec) or hash(self) != hash(other):
+        if not isinstance(other, Spec) or self._choices() != other._choices():
             return False
         one, two = self.layout, other.layout
         return one == two or not one.leaves or not two.leaves
 
     def __hash__(self) -> int:
-        return hash((self.norm, self.unit, self.memory, self.anchor_source))
+        return hash(self._choices())
+
+    def _choices(self) -> tuple[str, ...]:
+        return self.norm, self.unit, self.memory, self.anchor_source
 
 
 def register_with_flax() -> None:

@@ -47,8 +47,8 @@ class FTPState(NamedTuple):
             and for all leaves if the anchor comes from elsewhere.
         radii: `[G]`, one for each group, in units of `norm`; zeros until the first update.
         radius_state: state of the optimizer of `radii`.
-        unit_size: `[G]`, the size of the anchor by which `radius_state` measures radii;
-            a placeholder for `unit="norm"`.
+        unit_size: `[G]`, the size of the anchor, the unit of the radius optimizer; a placeholder
+            for `unit="norm"`.
         displacement: `c`, how far the last step would have gone from the anchor. Shaped
             like the parameters; placeholders for leaves that are not constrained, and for all
             leaves with `memory="compact"`.

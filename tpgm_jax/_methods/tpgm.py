@@ -34,8 +34,8 @@ class TPGMState(NamedTuple):
             and for all leaves if the anchor comes from elsewhere.
         radii: `[G]`, one for each group, in units of `norm`; zeros until the first update.
         radius_state: state of the optimizer of `radii`.
-        unit_size: `[G]`, the size of the anchor by which `radius_state` measures radii;
-            a placeholder for `unit="norm"`.
+        unit_size: `[G]`, the size of the anchor, the unit of the radius optimizer; a placeholder
+            for `unit="norm"`.
         skipped: number of steps skipped because the gradient was not finite, plus radius steps
             skipped because the held-out gradient was not finite or the radius optimizer would have
             overflowed; int32 of shape `()`.
