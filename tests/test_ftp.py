@@ -36,7 +36,7 @@ def hyper_gradient_of(g, c, radii, norm):
     spec = Spec(norm, "norm", "full", "init", layout)
     problem = Problem(spec, g, c, leaves[0], leaves[1], leaves[1])
     previous = stored_displacement(problem, c)
-    return problem.gather(hyper_gradient(problem, previous, problem.spread(radii)), radii.dtype)
+    return problem.gather(hyper_gradient(problem, previous, problem.spread(radii)))
 
 
 @pytest.mark.usefixtures("x64")

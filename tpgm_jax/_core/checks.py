@@ -11,12 +11,32 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 
 Norm = Literal["mars", "l2"]
 Unit = Literal["norm", "anchor"]
 Memory = Literal["full", "compact"]
 AnchorSource = Literal["init", "argument", "zero"]
+
+# The published optimizer of the radii: a step of 1e-2 in units of the norm. It is built once, so
+# that JAX finds the programs that it compiled for it.
+_PUBLISHED = optax.adam(1e-2)
+
+
+def with_extra_args(optimizer: Any, argument: str) -> optax.GradientTransformationExtraArgs:
+    """`optimizer`, made to accept extra arguments."""
+    if not (callable(getattr(optimizer, "init", None)) and hasattr(optimizer, "update")):
+        raise TypeError(
+            f"`{argument}` must be an optax transformation, such as `optax.adamw(1e-4)`; "
+            f"got {optimizer!r}."
+        )
+    return optax.with_extra_args_support(optimizer)
+
+
+def radius_optimizer_or_default(optimizer: Any) -> optax.GradientTransformationExtraArgs:
+    """The radius optimizer that the user gave, or else the published one."""
+    return with_extra_args(_PUBLISHED if optimizer is None else optimizer, "radius_optimizer")
 
 
 def check_choice(value: Any, choices: Any, argument: str) -> None:
@@ -76,15 +96,13 @@ def check_count(value: Any, argument: str) -> None:
 def _check_number(
     value: Any, argument: str, schedule: bool, holds: Callable[[float], bool], expected: str
 ) -> None:
+    if isinstance(value, Tracer) or (schedule and callable(value)):
+        return
     if callable(value):
-        if schedule:
-            return
         raise TypeError(
             f"`{argument}` must be a number; got a function. To schedule it, build the "
             "transformation through `optax.inject_hyperparams`."
         )
-    if isinstance(value, Tracer):
-        return
     if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
         raise TypeError(f"`{argument}` must be a number; got {value!r}.")
     if np.ndim(value) > 0:

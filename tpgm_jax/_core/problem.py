@@ -1,4 +1,4 @@
-"""What every update starts from: checked arguments, and leaves as lists.
+"""What every state and every update starts from.
 
 Trees become lists of constrained leaves here, once, and a tree again at the end of the update.
 """
@@ -11,11 +11,51 @@ import jax.numpy as jnp
 import optax
 
 from tpgm_jax._core import radii as _radii
-from tpgm_jax._core.anchor import resolve_anchor
+from tpgm_jax._core.anchor import init_anchor, resolve_anchor
 from tpgm_jax._core.ball import EPSILON, displacement, inner_products, norms, projected_update
 from tpgm_jax._core.finite import finite_or_zero, zero_unless
-from tpgm_jax._core.names import by_name, closest
-from tpgm_jax._core.spec import Options, Spec, check_fingerprint, check_same_spec
+from tpgm_jax._core.names import Nothing, by_name, closest
+from tpgm_jax._core.spec import Options, Spec, check_fingerprint, check_same_spec, fingerprint
+from tpgm_jax._core.unit import divisor, unit_sizes
+
+
+def initial_fields(options: Options, params: optax.Params) -> dict[str, Any]:
+    """The fields of a new state that all methods have."""
+    spec = options.spec(params)
+    return {
+        "step": jnp.zeros([], jnp.int32),
+        "anchor": init_anchor(params, spec, options.anchor_dtype),
+        "spec": spec,
+        "fingerprint": fingerprint(spec),
+    }
+
+
+def initial_radii(
+    fields: dict[str, Any], params: optax.Params, optimizer: optax.GradientTransformation
+) -> dict[str, Any]:
+    """The fields of a new state that have to do with learned radii.
+
+    Args:
+        fields: the `initial_fields`.
+        params: the parameters, whose size counts if the state stores no anchor.
+        optimizer: of the radii.
+    """
+    spec: Spec = fields["spec"]
+    radii = jnp.zeros(spec.layout.groups, _radii.radii_dtype(spec.layout.constrained(params)))
+    return {
+        "radii": radii,
+        "radius_state": optimizer.init(radii),
+        "unit_size": initial_unit_size(fields, params),
+        "skipped": jnp.zeros([], jnp.int32),
+    }
+
+
+def initial_unit_size(fields: dict[str, Any], params: optax.Params) -> jax.Array | Nothing:
+    """The field `unit_size` of a new state, from the stored anchor or else from `params`."""
+    spec: Spec = fields["spec"]
+    measured = fields["anchor"] if spec.anchor_source == "init" else params
+    dtype = _radii.radii_dtype(spec.layout.constrained(params))
+    return unit_sizes(spec.layout.constrained(measured), spec, dtype)
 
 
 class Problem(NamedTuple):
@@ -37,6 +77,14 @@ class Problem(NamedTuple):
     w: list[jax.Array]
     w0: list[jax.Array]
 
+    @property
+    def radii_dtype(self) -> jnp.dtype:
+        return _radii.radii_dtype(self.w)
+
+    def unit_size(self, state: Any) -> jax.Array:
+        """By what radii are divided for their optimizer, `[G]`."""
+        return divisor(state.unit_size, self.spec.layout.groups, self.radii_dtype)
+
     def displacements(self) -> list[jax.Array]:
         """`W - W0`, in the wide dtype."""
         return [displacement(*leaf) for leaf in zip(self.w, self.w0, strict=True)]
@@ -57,9 +105,9 @@ class Problem(NamedTuple):
         """`[G]` to one array for each leaf, which broadcasts against the leaf."""
         return _radii.spread(radii, self.spec.layout, self.w)
 
-    def gather(self, arrays: Sequence[jax.Array], dtype: jnp.dtype) -> jax.Array:
+    def gather(self, arrays: Sequence[jax.Array]) -> jax.Array:
         """One array for each leaf to `[G]`: the inverse of `spread`."""
-        return _radii.gather(arrays, self.spec.layout, dtype)
+        return _radii.gather(arrays, self.spec.layout, self.radii_dtype)
 
     def clip(self, radii: jax.Array, sizes: list[jax.Array]) -> list[jax.Array]:
         """Radii `[G]`, between 1e-8 and the largest of their group's `sizes`, by leaf.

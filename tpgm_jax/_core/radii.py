@@ -7,6 +7,7 @@ against the leaf.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +23,10 @@ from tpgm_jax._core.finite import all_finite, select, stays_finite
 SMALLEST = 1e-8
 
 
-def radii_dtype(params: optax.Params, layout: Layout) -> jnp.dtype:
+def radii_dtype(leaves: Sequence[Any]) -> jnp.dtype:
     """float32, or float64 if a constrained leaf is."""
-    pairs = zip(jax.tree.leaves(params), layout.leaves, strict=True)
-    dtypes = {wide_dtype(leaf) for leaf, tensor in pairs if tensor.constrained}
-    return max({jnp.dtype(jnp.float32), *dtypes}, key=lambda dtype: jnp.finfo(dtype).bits)
-
-
-def full(layout: Layout, value: jax.typing.ArrayLike, dtype: jnp.dtype) -> jax.Array:
-    """`[G]` radii, all of the same `value`."""
-    return jnp.full(layout.groups, value, dtype)
+    dtypes = {jnp.dtype(jnp.float32), *map(wide_dtype, leaves)}
+    return max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
 
 
 def spread(radii: jax.Array, layout: Layout, leaves: Sequence[jax.Array]) -> list[jax.Array]:

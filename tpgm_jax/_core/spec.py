@@ -18,16 +18,9 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
+from tpgm_jax._core import checks
 from tpgm_jax._core.axes import AxesSpec, Layout, make_layout
-from tpgm_jax._core.checks import (
-    AnchorSource,
-    Memory,
-    Norm,
-    Unit,
-    check_anchor_dtype,
-    check_choice,
-    check_unit,
-)
+from tpgm_jax._core.checks import AnchorSource, Memory, Norm, Unit
 from tpgm_jax._core.names import Exclude
 
 
@@ -51,7 +44,13 @@ class Spec:
     layout: Layout
 
     def __post_init__(self):
-        register_with_flax()
+        # Flax's serialization leaves a `Spec` out and restores the target's. This runs whenever a
+        # `Spec` is made, so Flax may be imported before this package or after it, or never.
+        flax = sys.modules.get("flax.serialization")
+        if flax is not None:
+            flax.register_serialization_state(
+                Spec, lambda spec: {}, lambda spec, state: spec, override=True
+            )
 
     # `optax.tree.map_params` compares a state with the state of a tree without leaves, and returns
     # the latter's `Spec`. So a layout without leaves equals every other one.
@@ -66,18 +65,6 @@ class Spec:
 
     def _choices(self) -> tuple[str, ...]:
         return self.norm, self.unit, self.memory, self.anchor_source
-
-
-def register_with_flax() -> None:
-    """Makes Flax's serialization leave a `Spec` out and restore the target's, if Flax is imported.
-
-    It runs whenever a `Spec` is made, so Flax may be imported before this package or after it.
-    """
-    flax = sys.modules.get("flax.serialization")
-    if flax is not None:
-        flax.register_serialization_state(
-            Spec, lambda spec: {}, lambda spec, state: spec, override=True
-        )
 
 
 class Options(NamedTuple):
@@ -97,12 +84,12 @@ class Options(NamedTuple):
 
     def check(self) -> "Options":
         """These options, if they are in range."""
-        check_choice(self.norm, Norm, "norm")
-        check_choice(self.unit, Unit, "unit")
-        check_choice(self.memory, Memory, "memory")
-        check_choice(self.anchor, AnchorSource, "anchor")
-        check_anchor_dtype(self.anchor_dtype, self.anchor)
-        check_unit(self.unit, self.anchor)
+        checks.check_choice(self.norm, Norm, "norm")
+        checks.check_choice(self.unit, Unit, "unit")
+        checks.check_choice(self.memory, Memory, "memory")
+        checks.check_choice(self.anchor, AnchorSource, "anchor")
+        checks.check_anchor_dtype(self.anchor_dtype, self.anchor)
+        checks.check_unit(self.unit, self.anchor)
         return self
 
     def spec(self, params: optax.Params) -> Spec:
@@ -111,18 +98,13 @@ class Options(NamedTuple):
         return Spec(self.norm, self.unit, self.memory, self.anchor, layout)
 
 
-def describe(spec: Spec) -> dict[str, Any]:
-    """The fields `spec` and `fingerprint` of a new state."""
-    checksums = [_checksum(x) for x in _values(spec).values()]
-    return {"spec": spec, "fingerprint": jnp.array(checksums, jnp.uint32)}
+def fingerprint(spec: Spec) -> jax.Array:
+    """Checksums of what `spec` determines, uint32 of shape `(8,)`."""
+    return jnp.array([_checksum(x) for x in _values(spec).values()], jnp.uint32)
 
 
 def check_same_spec(received: Spec, spec: Spec, caller: str) -> None:
-    """A state's `spec` field must be the one of the transformation.
-
-    Raises:
-        ValueError: the state was made with other options, or for another model.
-    """
+    """Raises if a state was made with other options, or for another model."""
     if received == spec:
         return
     theirs, differences = _values(received), []
@@ -142,10 +124,9 @@ def check_same_spec(received: Spec, spec: Spec, caller: str) -> None:
 
 
 def check_fingerprint(state: Any, caller: str) -> None:
-    """The saved checksums of a state must be those of its `spec`. Does nothing under tracing.
+    """Raises if the arrays of `state` come from a checkpoint that was made with other options.
 
-    Raises:
-        ValueError: the arrays come from a checkpoint that was made with other options.
+    Does nothing under tracing.
     """
     # Through `leaves`, because `nnx.Optimizer` wraps each array of a state in a variable.
     (saved,) = jax.tree.leaves(state.fingerprint)

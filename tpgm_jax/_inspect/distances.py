@@ -114,7 +114,7 @@ def _measure_leaf(how: How, w: Any, w0: Any, radii: jax.Array | None, start: int
 
     layout = Layout((tensor,))
     if radii is None:
-        own = _radii.full(layout, jnp.nan, d.dtype)
+        own = jnp.full(layout.groups, jnp.nan, d.dtype)
     else:
         own = jax.lax.dynamic_slice_in_dim(to_device(radii), start, tensor.groups)
     (r,) = _radii.spread(own, layout, [w])

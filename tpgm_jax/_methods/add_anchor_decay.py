@@ -3,30 +3,23 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from tpgm_jax._core.anchor import copy_tree, empty_like, init_anchor, match_leaves
+from tpgm_jax._core.anchor import copy_tree, empty_like, match_leaves
 from tpgm_jax._core.ball import wide_dtype
-from tpgm_jax._core.checks import AnchorSource, check_not_negative
-from tpgm_jax._core.names import Exclude
+from tpgm_jax._core.checks import check_not_negative
 from tpgm_jax._core.placement import to_device
-from tpgm_jax._core.problem import make_problem
-from tpgm_jax._core.spec import Options, describe
+from tpgm_jax._core.problem import initial_fields, make_problem
+from tpgm_jax._core.spec import AnchorSource, Exclude, Options
 
 
 class AnchorDecayState(NamedTuple):
     """State of `add_anchor_decay`.
 
     Attributes:
-        step: updates made since `init` or `set_anchor`, int32 of shape `()`.
-        anchor: the parameters given to `init`; placeholders for leaves that are not constrained,
-            and for all leaves if the anchor comes from elsewhere.
+        step, anchor, spec, fingerprint: as in `FTPState`.
         importance: a factor for each weight, shaped like the parameters; placeholders for leaves
             that are not constrained, and for all leaves if none was given.
-        spec: how the state was made: names and exclusions. Static.
-        fingerprint: checksums of `spec`, so that a checkpoint made with other options is noticed;
-            uint32 of shape `(8,)`.
     """
 
     step: jax.typing.ArrayLike
@@ -86,9 +79,7 @@ def add_anchor_decay(
         A transformation whose `update` needs `params`. Its state is an `AnchorDecayState`.
 
     Raises:
-        ValueError, TypeError: in the factory for arguments out of range, in `init` for patterns
-            that match nothing and importances that do not fit, in `update` for trees that do
-            not fit and for a state that was made with other options.
+        ValueError, TypeError: as for `ftp`, and in `init` for importances that do not fit.
 
     Examples:
         The loss pulls towards 3, with the slope `2 * (W - 3)`, and the anchor is 0. With a
@@ -119,23 +110,15 @@ def add_anchor_decay(
     ).check()
 
     def init_fn(params: optax.Params) -> AnchorDecayState:
-        spec = options.spec(params)
-        factors = empty_like(params)
+        fields, factors = initial_fields(options, params), empty_like(params)
         if importance is not None:
-            leaves = match_leaves(importance, spec.layout, "`importance`")
-            factors = copy_tree(spec.layout.replace(params, leaves), spec.layout)
-        return AnchorDecayState(
-            step=jnp.zeros([], jnp.int32),
-            anchor=init_anchor(params, spec, anchor_dtype),
-            importance=factors,
-            **describe(spec),
-        )
+            layout = fields["spec"].layout
+            leaves = match_leaves(importance, layout, "`importance`")
+            factors = copy_tree(layout.replace(params, leaves), layout)
+        return AnchorDecayState(importance=factors, **fields)
 
     def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, AnchorDecayState]:
         p = make_problem(options, updates, state, params, extra_args)
         if bool(jax.tree.leaves(state.importance)) != (importance is not None):

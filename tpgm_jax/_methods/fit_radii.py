@@ -10,12 +10,9 @@ import optax
 
 from tpgm_jax._core import radii as _radii
 from tpgm_jax._core.anchor import match_leaves
-from tpgm_jax._core.axes import AxesSpec
-from tpgm_jax._core.checks import Norm, Unit
-from tpgm_jax._core.names import Exclude
-from tpgm_jax._core.optimizers import radius_optimizer_or_default
+from tpgm_jax._core.checks import radius_optimizer_or_default
 from tpgm_jax._core.problem import Problem
-from tpgm_jax._core.spec import Options, Spec
+from tpgm_jax._core.spec import AxesSpec, Exclude, Norm, Options, Spec, Unit
 from tpgm_jax._core.unit import divisor, unit_sizes
 from tpgm_jax._methods.held_out import check_held_out_loss, radius_step
 
@@ -65,7 +62,8 @@ def fit_radii(
 
     The program is compiled once for a function and options, and used again in later calls with
     the same function. As with `jax.jit`, everything that `held_out_loss` reads besides its
-    arguments is fixed when it is first called.
+    arguments is fixed when it is first called, and a new function, such as a `lambda` in a loop,
+    is compiled anew and stays in memory until `jax.clear_caches()`.
 
     Args:
         held_out_loss: `(params, batch)` to the held-out loss, a scalar; in evaluation mode.
@@ -107,74 +105,81 @@ def fit_radii(
     spec = Options("fit_radii", norm, unit, exclude, axes).check().spec(params)
     optimizer = radius_optimizer_or_default(radius_optimizer)
     check_held_out_loss(held_out_loss)
+    try:
+        hash(held_out_loss)
+        loss = held_out_loss
+    except TypeError:  # such as a method of an Equinox module: compile anew in each call
+        loss = functools.partial(held_out_loss)
     w0 = match_leaves(anchor, spec.layout, "the `anchor` of `fit_radii`")
-    start, learn, finish = _programs_of(held_out_loss, optimizer, spec)
 
-    (radii, state, unit_size), losses = start(params, w0), []
+    (radii, state, unit_size), losses = _start(params, w0, spec, optimizer), []
     for batch in batches:
-        radii, state, loss = learn(radii, state, unit_size, params, w0, batch)
-        losses.append(loss)
+        model = params, w0, spec, optimizer
+        radii, state, loss_before = _learn(loss, radii, state, unit_size, batch, *model)
+        losses.append(loss_before)
     if not losses:
         raise ValueError(
             "`batches` is empty, so no radius was learned: pass held-out batches, one for "
             "each radius step. An iterator that was read before is empty the second time."
         )
-    projected, radii = finish(radii, params, w0)
+    projected, radii = _finish(radii, params, w0, spec)
     return FittedRadii(projected, _radii.radii_by_name(radii, spec.layout), jnp.stack(losses))
 
 
-def _programs_of(held_out_loss: Any, optimizer: Any, spec: Spec) -> Any:
-    """The jitted programs, the same ones for the same arguments if these can be hashed."""
-    try:
-        hash((held_out_loss, optimizer))
-    except TypeError:  # such as an Equinox module with arrays
-        return _make_programs(held_out_loss, optimizer, spec)
-    return _cached_programs(held_out_loss, optimizer, spec)
+# The model is an argument of each program, because a model in a closure would be a constant.
 
 
-def _make_programs(held_out_loss: Any, optimizer: Any, spec: Spec) -> Any:
-    """Start, radius step and end of `fit_radii`. The model is an argument of each, because a
-    model in a closure would be a constant of the program."""
-    loss = check_held_out_loss(held_out_loss)
-    layout = spec.layout
-
-    def measure(params, w0):
-        w = [jnp.asarray(x) for x in layout.constrained(params)]
-        problem = Problem(spec, params, params, w, w, w0)
-        c = problem.displacements()
-        return problem, c, problem.norms(c)
-
-    def move(params, problem, c, sizes, r):
-        zeros = optax.tree.zeros_like(params)
-        return optax.apply_updates(params, layout.replace(zeros, problem.project(c, sizes, r)))
-
-    @jax.jit
-    def start(params, w0):
-        problem, _, sizes = measure(params, w0)
-        dtype = _radii.radii_dtype(params, layout)
-        radii = problem.gather(problem.reduce_rows(jnp.min, sizes), dtype) / 2
-        unit_size = divisor(unit_sizes(w0, spec, dtype), layout.groups, dtype)
-        return radii, optimizer.init(radii / unit_size), unit_size
-
-    @jax.jit
-    def learn(radii, state, unit_size, params, w0, batch):
-        problem, c, sizes = measure(params, w0)
-
-        def loss_at(r):
-            return loss(move(params, problem, c, sizes, r), batch)
-
-        step = radius_step(loss_at, problem, sizes, radii, state, optimizer, unit_size)
-        loss_before, radii, state, _ = step
-        return radii, state, loss_before
-
-    @jax.jit
-    def finish(radii, params, w0):
-        problem, c, sizes = measure(params, w0)
-        r = problem.clip(radii, sizes)
-        return move(params, problem, c, sizes, r), problem.gather(r, radii.dtype)
-
-    return start, learn, finish
+@functools.partial(jax.jit, static_argnames=("spec", "optimizer"))
+def _start(params: Any, w0: Any, spec: Spec, optimizer: Any) -> Any:
+    """The first radii, the state of their optimizer, and its unit."""
+    problem, _, sizes = _measure(params, w0, spec)
+    radii = problem.gather(problem.reduce_rows(jnp.min, sizes)) / 2
+    unit_size = divisor(unit_sizes(w0, spec, radii.dtype), len(radii), radii.dtype)
+    return radii, optimizer.init(radii / unit_size), unit_size
 
 
-# Few, because a function in this cache keeps alive what it refers to.
-_cached_programs = functools.lru_cache(maxsize=8)(_make_programs)
+@functools.partial(jax.jit, static_argnames=("loss", "spec", "optimizer"))
+def _learn(
+    loss: Any,
+    radii: Any,
+    state: Any,
+    unit_size: Any,
+    batch: Any,
+    params: Any,
+    w0: Any,
+    spec: Spec,
+    optimizer: Any,
+) -> Any:
+    """One radius step: radii, state of their optimizer, and the loss before the step."""
+    problem, c, sizes = _measure(params, w0, spec)
+    loss = check_held_out_loss(loss)
+
+    def loss_at(r):
+        return loss(_project(problem, c, sizes, r), batch)
+
+    step = radius_step(loss_at, problem, sizes, radii, state, optimizer, unit_size)
+    loss_before, radii, state, _ = step
+    return radii, state, loss_before
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def _finish(radii: Any, params: Any, w0: Any, spec: Spec) -> Any:
+    """The projected parameters, and the radii."""
+    problem, c, sizes = _measure(params, w0, spec)
+    r = problem.clip(radii, sizes)
+    return _project(problem, c, sizes, r), problem.gather(r)
+
+
+def _measure(params: Any, w0: Any, spec: Spec) -> Any:
+    """The problem, `c = W - W0` and `N(c)`."""
+    w = [jnp.asarray(x) for x in spec.layout.constrained(params)]
+    problem = Problem(spec, params, params, w, w, w0)
+    c = problem.displacements()
+    return problem, c, problem.norms(c)
+
+
+def _project(problem: Problem, c: Any, sizes: Any, r: Any) -> Any:
+    """The parameters, projected."""
+    zeros = optax.tree.zeros_like(problem.params)
+    moved = problem.spec.layout.replace(zeros, problem.project(c, sizes, r))
+    return optax.apply_updates(problem.params, moved)

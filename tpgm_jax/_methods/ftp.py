@@ -11,30 +11,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tpgm_jax._core import checks
+from tpgm_jax._core import displacement as _displacement
 from tpgm_jax._core import radii as _radii
-from tpgm_jax._core.anchor import empty_like, init_anchor, zeros_like
-from tpgm_jax._core.axes import AxesSpec
+from tpgm_jax._core.anchor import empty_like, zeros_like
 from tpgm_jax._core.ball import EPSILON, wide_dtype
-from tpgm_jax._core.checks import (
-    AnchorSource,
-    Memory,
-    Norm,
-    Unit,
-    check_fraction,
-    check_positive,
-)
-from tpgm_jax._core.displacement import (
-    Previous,
-    recover_displacement,
-    store_displacement,
-    stored_displacement,
-)
 from tpgm_jax._core.finite import all_finite, select, zero_unless
-from tpgm_jax._core.names import Exclude, Nothing
-from tpgm_jax._core.optimizers import radius_optimizer_or_default, with_extra_args
-from tpgm_jax._core.problem import Problem, make_problem
-from tpgm_jax._core.spec import Options, describe
-from tpgm_jax._core.unit import divisor, unit_sizes
+from tpgm_jax._core.names import Nothing
+from tpgm_jax._core.problem import Problem, initial_fields, initial_radii, make_problem
+from tpgm_jax._core.spec import AnchorSource, AxesSpec, Exclude, Memory, Norm, Options, Unit
 
 
 class FTPState(NamedTuple):
@@ -189,53 +174,42 @@ def ftp(
         Tian et al., "Fast Trainable Projection for Robust Fine-Tuning", NeurIPS 2023,
         https://arxiv.org/abs/2310.19182
     """
-    base = with_extra_args(base_optimizer, "base_optimizer")
-    radius_base = radius_optimizer_or_default(radius_optimizer)
+    base = checks.with_extra_args(base_optimizer, "base_optimizer")
+    radius_base = checks.radius_optimizer_or_default(radius_optimizer)
     options = Options("ftp", norm, unit, exclude, axes, anchor, anchor_dtype, memory).check()
-    check_fraction(k, "k", schedule=True)
-    check_positive(initial_radius, "initial_radius")
+    checks.check_fraction(k, "k", schedule=True)
+    checks.check_positive(initial_radius, "initial_radius")
     full = memory == "full"
 
     def init_fn(params: optax.Params) -> FTPState:
-        spec = options.spec(params)
-        radii = _radii.full(spec.layout, 0.0, _radii.radii_dtype(params, spec.layout))
-        stored = init_anchor(params, spec, anchor_dtype)
-        measured = stored if anchor == "init" else params
+        fields = initial_fields(options, params)
+        layout = fields["spec"].layout
         return FTPState(
-            step=jnp.zeros([], jnp.int32),
             base_state=base.init(params),
-            anchor=stored,
-            radii=radii,
-            radius_state=radius_base.init(radii),
-            unit_size=unit_sizes(spec.layout.constrained(measured), spec, radii.dtype),
-            displacement=zeros_like(params, spec.layout) if full else empty_like(params),
-            skipped=jnp.zeros([], jnp.int32),
-            **describe(spec),
+            displacement=zeros_like(params, layout) if full else empty_like(params),
+            **fields,
+            **initial_radii(fields, params, radius_base),
         )
 
     def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, FTPState]:
         p = make_problem(options, updates, state, params, extra_args)
-        first, dtype = state.step == 0, state.radii.dtype
+        first, unit_size = state.step == 0, p.unit_size(state)
         previous_r = p.spread(state.radii)
-        unit_size = divisor(state.unit_size, p.spec.layout.groups, dtype)
 
         # c_{t-1} and n_{t-1}
         if full:
-            previous = stored_displacement(p, state.displacement)
+            previous = _displacement.stored_displacement(p, state.displacement)
         else:
-            previous = recover_displacement(p, previous_r, first)
+            previous = _displacement.recover_displacement(p, previous_r, first)
 
         # h = d/dr <g, W0 + (r / n_{t-1}) c_{t-1}>
-        h = p.gather(hyper_gradient(p, previous, previous_r), dtype)
+        h = p.gather(hyper_gradient(p, previous, previous_r))
 
         # A product with NaN or infinity is never finite, so `h` covers the gradients in it, and
         # only excluded leaves need a pass. Floors are included so that devices sum both at once.
-        floors = p.gather(p.reduce_rows(jnp.sum, previous.floor), dtype)
+        floors = p.gather(p.reduce_rows(jnp.sum, previous.floor))
         excluded = p.spec.layout.unconstrained(updates)
         finite = all_finite([jnp.concatenate([h, floors]), *excluded])
 
@@ -254,18 +228,18 @@ def ftp(
         h = jnp.where(h > 0, (k(state.step) if callable(k) else k) * h, h)
         # t = 1:  r = initial_radius. The recovered `c` is not 0 at the first step, but there was no
         # projection, so `h` is.
-        initial = jnp.asarray(initial_radius, dtype) * unit_size
+        initial = jnp.asarray(initial_radius, h.dtype) * unit_size
         start = radius_base.init(initial / unit_size)
         # t > 1:  r = clip(r - adam(h), 1e-8, max over rows of n_t)
         r, radius_state, taken = _radii.descend(
             radius_base,
-            jnp.where(first, 0.0, h).astype(dtype),
+            jnp.where(first, 0.0, h).astype(h.dtype),
             select(first, start, state.radius_state),
             jnp.where(first, initial, state.radii),
             unit_size,
         )
         r = jnp.where(first, initial, jnp.maximum(r, _radii.SMALLEST))
-        largest = p.gather(p.reduce_rows(jnp.max, sizes), dtype) + EPSILON
+        largest = p.gather(p.reduce_rows(jnp.max, sizes)) + EPSILON
         clipped = jnp.where(first, initial, jnp.minimum(r, largest))
 
         # W' = W0 + min(1, r / n_t) c_t. The upper clip is left out, because a larger radius has the
@@ -279,14 +253,16 @@ def ftp(
             base_state=base_state,
             radii=select(finite, clipped, state.radii),
             radius_state=select(finite, radius_state, state.radius_state),
-            displacement=store_displacement(p, stored, c) if full else stored,
+            displacement=_displacement.store_displacement(p, stored, c) if full else stored,
             skipped=jnp.where(finite & taken, state.skipped, optax.safe_increment(state.skipped)),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def hyper_gradient(problem: Problem, previous: Previous, radii: list[jax.Array]) -> list[jax.Array]:
+def hyper_gradient(
+    problem: Problem, previous: _displacement.Previous, radii: list[jax.Array]
+) -> list[jax.Array]:
     """The derivative in the radii of the loss's linear model at the projected parameters.
 
     The gradient `g_t` was taken where the previous projection ended, so the chain rule only needs

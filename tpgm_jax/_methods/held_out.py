@@ -47,8 +47,8 @@ def radius_step(
     # own loss, so the gradient must be averaged too.
     r = problem.clip(radii, sizes)
     loss, slopes = jax.value_and_grad(lambda r: average(loss_at(r)))(r)
-    gradient = average(problem.gather(slopes, radii.dtype))
-    clipped = problem.gather(r, radii.dtype)
+    gradient = average(problem.gather(slopes))
+    clipped = problem.gather(r)
     return loss, *_radii.descend(optimizer, gradient, radius_state, clipped, unit_size)
 
 

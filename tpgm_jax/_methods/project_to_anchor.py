@@ -6,28 +6,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tpgm_jax._core import radii as _radii
-from tpgm_jax._core.anchor import init_anchor
-from tpgm_jax._core.axes import AxesSpec
-from tpgm_jax._core.checks import AnchorSource, Norm, Unit, check_positive
-from tpgm_jax._core.names import Exclude, Nothing
-from tpgm_jax._core.problem import make_problem
-from tpgm_jax._core.spec import Options, describe
-from tpgm_jax._core.unit import divisor, unit_sizes
+from tpgm_jax._core.checks import check_positive
+from tpgm_jax._core.names import Nothing
+from tpgm_jax._core.problem import initial_fields, initial_unit_size, make_problem
+from tpgm_jax._core.spec import AnchorSource, AxesSpec, Exclude, Norm, Options, Unit
 
 
 class ProjectToAnchorState(NamedTuple):
     """State of `project_to_anchor`.
 
     Attributes:
-        step: updates made since `init` or `set_anchor`, int32 of shape `()`.
-        anchor: the parameters given to `init`; placeholders for leaves that are not constrained,
-            and for all leaves if the anchor comes from elsewhere.
+        step, anchor, spec, fingerprint: as in `FTPState`.
         unit_size: `[G]`, the size of the anchor in which `radius` is given; a
             placeholder for `unit="norm"`.
-        spec: how the state was made: norm, unit, rows, layers. Static.
-        fingerprint: checksums of `spec`, so that a checkpoint made with other options is noticed;
-            uint32 of shape `(8,)`.
     """
 
     step: jax.typing.ArrayLike
@@ -71,9 +62,7 @@ def project_to_anchor(
         A transformation whose `update` needs `params`. Its state is a `ProjectToAnchorState`.
 
     Raises:
-        ValueError, TypeError: in the factory for arguments out of range, in `init` for
-            patterns that match nothing, in `update` for trees that do not fit and for a state that
-            was made with other options.
+        ValueError, TypeError: as for `ftp`.
 
     Examples:
         The first output unit may move 2, and would have moved 4; the second moves 1.
@@ -95,22 +84,11 @@ def project_to_anchor(
     options = Options("project_to_anchor", norm, unit, exclude, axes, anchor, anchor_dtype).check()
 
     def init_fn(params: optax.Params) -> ProjectToAnchorState:
-        spec = options.spec(params)
-        stored = init_anchor(params, spec, anchor_dtype)
-        measured = stored if anchor == "init" else params
-        dtype = _radii.radii_dtype(params, spec.layout)
-        return ProjectToAnchorState(
-            step=jnp.zeros([], jnp.int32),
-            anchor=stored,
-            unit_size=unit_sizes(spec.layout.constrained(measured), spec, dtype),
-            **describe(spec),
-        )
+        fields = initial_fields(options, params)
+        return ProjectToAnchorState(unit_size=initial_unit_size(fields, params), **fields)
 
     def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, ProjectToAnchorState]:
         p = make_problem(options, updates, state, params, extra_args)
 
@@ -119,9 +97,7 @@ def project_to_anchor(
 
         # W' = W0 + min(1, radius / n) * c
         now = radius(state.step) if callable(radius) else radius
-        dtype = _radii.radii_dtype(p.params, p.spec.layout)
-        unit_size = divisor(state.unit_size, p.spec.layout.groups, dtype)
-        r = p.spread(jnp.asarray(now, dtype) * unit_size)
+        r = p.spread(jnp.asarray(now, p.radii_dtype) * p.unit_size(state))
         new = p.spec.layout.replace(updates, p.project(c, p.norms(c), r))
         return new, state._replace(step=optax.safe_increment(state.step), spec=p.spec)
 

@@ -10,30 +10,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tpgm_jax._core.anchor import init_anchor
-from tpgm_jax._core.axes import AxesSpec
 from tpgm_jax._core.ball import scaled_update, wide_dtype
-from tpgm_jax._core.checks import AnchorSource, check_not_negative
+from tpgm_jax._core.checks import check_not_negative, with_extra_args
 from tpgm_jax._core.finite import all_finite, zero_unless
-from tpgm_jax._core.names import Exclude
-from tpgm_jax._core.optimizers import with_extra_args
-from tpgm_jax._core.problem import make_problem
-from tpgm_jax._core.radii import radii_dtype
-from tpgm_jax._core.spec import Options, describe
+from tpgm_jax._core.problem import initial_fields, make_problem
+from tpgm_jax._core.spec import AnchorSource, AxesSpec, Exclude, Options
 
 
 class SPDState(NamedTuple):
     """State of `spd`.
 
     Attributes:
-        step: updates made since `init` or `set_anchor`, int32 of shape `()`.
-        base_state: state of the wrapped optimizer.
-        anchor: the parameters given to `init`; placeholders for leaves that are not constrained,
-            and for all leaves if the anchor comes from elsewhere.
+        step, base_state, anchor, spec, fingerprint: as in `FTPState`.
         skipped: number of steps skipped because the gradient was not finite, int32 of shape `()`.
-        spec: how the state was made: layers and exclusions. Static.
-        fingerprint: checksums of `spec`, so that a checkpoint made with other options is noticed;
-            uint32 of shape `(8,)`.
     """
 
     step: jax.typing.ArrayLike
@@ -98,9 +87,7 @@ def spd(
         A transformation whose `update` needs `params`. Its state is an `SPDState`.
 
     Raises:
-        ValueError, TypeError: in the factory for arguments out of range, in `init` for
-            patterns that match nothing, in `update` for trees that do not fit and for a state that
-            was made with other options.
+        ValueError, TypeError: as for `ftp`.
 
     Examples:
         The first gradient leads away from the anchor. At the second step momentum would go on,
@@ -122,26 +109,15 @@ def spd(
         NeurIPS 2024, https://arxiv.org/abs/2411.01713
     """
     base = with_extra_args(base_optimizer, "base_optimizer")
-    options = Options(
-        "spd", exclude=exclude, axes=axes, anchor=anchor, anchor_dtype=anchor_dtype
-    ).check()
+    options = Options("spd", "l2", "norm", exclude, axes, anchor, anchor_dtype).check()
     check_not_negative(strength, "strength", schedule=True)
 
     def init_fn(params: optax.Params) -> SPDState:
-        spec = options.spec(params)
-        return SPDState(
-            step=jnp.zeros([], jnp.int32),
-            base_state=base.init(params),
-            anchor=init_anchor(params, spec, anchor_dtype),
-            skipped=jnp.zeros([], jnp.int32),
-            **describe(spec),
-        )
+        fields, skipped = initial_fields(options, params), jnp.zeros([], jnp.int32)
+        return SPDState(base_state=base.init(params), skipped=skipped, **fields)
 
     def update_fn(
-        updates: optax.Updates,
-        state: Any,
-        params: optax.Params | None = None,
-        **extra_args: Any,
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, SPDState]:
         p = make_problem(options, updates, state, params, extra_args)
 
@@ -152,8 +128,7 @@ def spd(
 
         # u = base(g). A product with NaN or infinity is never finite, so `slopes` cover the
         # gradients in them, and only excluded leaves need a pass.
-        covered = p.gather(slopes, radii_dtype(p.params, p.spec.layout))
-        finite = all_finite([covered, *p.spec.layout.unconstrained(updates)])
+        finite = all_finite([p.gather(slopes), *p.spec.layout.unconstrained(updates)])
         base_updates, u, base_state = p.base_step(base, finite, state.base_state, extra_args)
 
         # c = (W - W0) + u,  |c|

@@ -11,16 +11,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tpgm_jax._core import radii as _radii
-from tpgm_jax._core.anchor import init_anchor
-from tpgm_jax._core.axes import AxesSpec
-from tpgm_jax._core.checks import AnchorSource, Norm, Unit, check_count
+from tpgm_jax._core import checks
 from tpgm_jax._core.finite import all_finite, select, zero_unless
-from tpgm_jax._core.names import Exclude, Nothing
-from tpgm_jax._core.optimizers import radius_optimizer_or_default, with_extra_args
-from tpgm_jax._core.problem import make_problem
-from tpgm_jax._core.spec import Options, describe
-from tpgm_jax._core.unit import divisor, unit_sizes
+from tpgm_jax._core.names import Nothing
+from tpgm_jax._core.problem import initial_fields, initial_radii, make_problem
+from tpgm_jax._core.spec import AnchorSource, AxesSpec, Exclude, Norm, Options, Unit
 from tpgm_jax._methods.held_out import batch_at, check_batches, check_held_out_loss, radius_step
 
 
@@ -28,20 +23,11 @@ class TPGMState(NamedTuple):
     """State of `tpgm`.
 
     Attributes:
-        step: updates made since `init` or `set_anchor`, int32 of shape `()`.
-        base_state: state of the wrapped optimizer.
-        anchor: the parameters given to `init`; placeholders for leaves that are not constrained,
-            and for all leaves if the anchor comes from elsewhere.
-        radii: `[G]`, one for each group, in units of `norm`; zeros until the first update.
-        radius_state: state of the optimizer of `radii`.
-        unit_size: `[G]`, the size of the anchor, the unit of the radius optimizer; a placeholder
-            for `unit="norm"`.
+        step, base_state, anchor, radii, radius_state, unit_size: as in `FTPState`.
         skipped: number of steps skipped because the gradient was not finite, plus radius steps
             skipped because the held-out gradient was not finite or the radius optimizer would have
             overflowed; int32 of shape `()`.
-        spec: how the state was made: norm, unit, rows, layers. Static.
-        fingerprint: checksums of `spec`, so that a checkpoint made with other options is noticed;
-            uint32 of shape `(8,)`.
+        spec, fingerprint: as in `FTPState`.
     """
 
     step: jax.typing.ArrayLike
@@ -136,10 +122,8 @@ def tpgm(
         `TPGMState`.
 
     Raises:
-        ValueError, TypeError: in the factory for arguments out of range, in `init` for
-            patterns that match nothing, in `update` for trees that do not fit, for a state that was
-            made with other options, and for a `held_out_loss` that is missing, not callable, or
-            not scalar.
+        ValueError, TypeError: as for `ftp`, and for a `held_out_loss` that is missing, not
+            callable, or not scalar.
 
     Examples:
         Training pulls towards 2, held-out data towards 0.1:
@@ -167,27 +151,16 @@ def tpgm(
         Tian et al., "Trainable Projected Gradient Method for Robust Fine-tuning",
         CVPR 2023, https://arxiv.org/abs/2303.10720
     """
-    base = with_extra_args(base_optimizer, "base_optimizer")
-    radius_base = radius_optimizer_or_default(radius_optimizer)
+    base = checks.with_extra_args(base_optimizer, "base_optimizer")
+    radius_base = checks.radius_optimizer_or_default(radius_optimizer)
     options = Options("tpgm", norm, unit, exclude, axes, anchor, anchor_dtype).check()
-    check_count(steps, "steps")
-    check_count(every, "every")
+    checks.check_count(steps, "steps")
+    checks.check_count(every, "every")
 
     def init_fn(params: optax.Params) -> TPGMState:
-        spec = options.spec(params)
-        radii = _radii.full(spec.layout, 0.0, _radii.radii_dtype(params, spec.layout))
-        stored = init_anchor(params, spec, anchor_dtype)
-        measured = stored if anchor == "init" else params
-        return TPGMState(
-            step=jnp.zeros([], jnp.int32),
-            base_state=base.init(params),
-            anchor=stored,
-            radii=radii,
-            radius_state=radius_base.init(radii),
-            unit_size=unit_sizes(spec.layout.constrained(measured), spec, radii.dtype),
-            skipped=jnp.zeros([], jnp.int32),
-            **describe(spec),
-        )
+        fields = initial_fields(options, params)
+        radius_fields = initial_radii(fields, params, radius_base)
+        return TPGMState(base_state=base.init(params), **fields, **radius_fields)
 
     def update_fn(
         updates: optax.Updates,
@@ -203,8 +176,7 @@ def tpgm(
         one = isinstance(steps, int) and steps == 1
         if not one:
             check_batches(held_out_batch, steps)
-        first, before, dtype = state.step == 0, jnp.asarray(state.skipped), state.radii.dtype
-        unit_size = divisor(state.unit_size, p.spec.layout.groups, dtype)
+        first, before, unit_size = state.step == 0, jnp.asarray(state.skipped), p.unit_size(state)
 
         # u = base(g),  c = (W - W0) + u,  N(c)
         finite = all_finite(jax.tree.leaves(updates))
@@ -234,7 +206,7 @@ def tpgm(
             return jax.lax.fori_loop(0, steps, step, carry)
 
         # first update:  r = min over rows of N(c) / 2
-        initial = p.gather(p.reduce_rows(jnp.min, sizes), dtype) / 2
+        initial = p.gather(p.reduce_rows(jnp.min, sizes)) / 2
         radii = jnp.where(first, initial, state.radii)
         start = radius_base.init(radii / unit_size)
         carry = radii, select(first, start, state.radius_state), before
@@ -251,7 +223,7 @@ def tpgm(
             step=jnp.where(finite, optax.safe_increment(state.step), state.step),
             spec=p.spec,
             base_state=base_state,
-            radii=select(finite, p.gather(r, dtype), state.radii),
+            radii=select(finite, p.gather(r), state.radii),
             radius_state=select(finite, radius_state, state.radius_state),
             skipped=jnp.where(finite, skipped, optax.safe_increment(before)),
         )
