@@ -35,8 +35,8 @@ def hyper_gradient_of(g, c, radii, norm):
     leaves = [layout.constrained(tree) for tree in (g, c)]
     spec = Spec(norm, "norm", "full", "init", layout)
     problem = Problem(spec, g, c, leaves[0], leaves[1], leaves[1])
-    previous = stored_displacement(problem, c)
-    return problem.gather(hyper_gradient(problem, previous, problem.spread(radii)))
+    previous = stored_displacement(problem, c, problem.norms(leaves[1]))
+    return problem.gather(hyper_gradient(problem, previous))
 
 
 @pytest.mark.usefixtures("x64")
@@ -91,7 +91,8 @@ def test_the_hyper_gradient_is_the_derivative_of_the_loss_through_the_projection
     layout = make_layout({"w": c})
     spec = Spec("mars", "norm", "full", "init", layout)
     problem = Problem(spec, grads, {"w": c}, [grads["w"]], [c], [c])
-    (h,) = hyper_gradient(problem, stored_displacement(problem, {"w": c}), [radius[None, None]])
+    previous = stored_displacement(problem, {"w": c}, problem.norms([c]))
+    (h,) = hyper_gradient(problem, previous)
     np.testing.assert_allclose(h.item(), jax.grad(lambda r: loss(projected(r)))(radius), rtol=1e-12)
 
 

@@ -53,20 +53,23 @@ def norms(c: jax.Array, tensor: Tensor, norm: str) -> jax.Array:
         tensor: rows and layers of the leaf.
         norm: "mars" or "l2".
     """
-    if norm == "mars":
-        size = jnp.sum(jnp.abs(c), axis=norm_axes(tensor, norm), keepdims=True)
-    else:
-        squares = inner_products(c, c, tensor, norm)
+    sums = jnp.sum(norm_terms(c, norm), axis=norm_axes(tensor, norm), keepdims=True)
+    return norm_of_sum(sums, norm)
+
+
+def norm_terms(c: jax.Array, norm: str) -> jax.Array:
+    """What is summed in a norm: `|c|` or `c^2`."""
+    return jnp.abs(c) if norm == "mars" else c * c
+
+
+def norm_of_sum(sums: jax.Array, norm: str) -> jax.Array:
+    """`N(c)` from a sum of `norm_terms`."""
+    if norm == "l2":
         # The slope of the square root at 0 is infinite, and infinity times 0 is NaN.
-        moved = squares > 0
-        size = jnp.where(moved, jnp.sqrt(jnp.where(moved, squares, 1.0)), 0.0)
+        moved = sums > 0
+        sums = jnp.where(moved, jnp.sqrt(jnp.where(moved, sums, 1.0)), 0.0)
     # Squares overflow from 1e19 in float32, and the ratio of two infinities is NaN.
-    return jnp.minimum(size, jnp.finfo(size.dtype).max)
-
-
-def inner_products(x: jax.Array, y: jax.Array, tensor: Tensor, norm: str) -> jax.Array:
-    """`<x, y>`, of each row ("mars") or of each group ("l2"): shaped like `norms`."""
-    return jnp.sum(x * y, axis=norm_axes(tensor, norm), keepdims=True)
+    return jnp.minimum(sums, jnp.finfo(sums.dtype).max)
 
 
 def norm_axes(tensor: Tensor, norm: str) -> tuple[int, ...]:
@@ -84,21 +87,14 @@ def shrinkage(radius: jax.Array, n: jax.Array) -> jax.Array:
     return jnp.where(radius > n, n, radius) / n
 
 
-def projected_update(
-    params: jax.Array, anchor: jax.Array, c: jax.Array, n: jax.Array, radius: jax.Array
-) -> jax.Array:
-    """The update that ends at `W0 + min(1, r / n) * c`, in the dtype of `params`.
-
-    Inside the ball this equals `u` up to rounding. Returning `u` itself would keep a
-    parameter-sized array alive until the norms are known.
-    """
-    return scaled_update(params, anchor, c, shrinkage(radius, n))
-
-
 def scaled_update(
     params: jax.Array, anchor: jax.Array, c: jax.Array, ratio: jax.Array
 ) -> jax.Array:
-    """The update that ends at `W0 + ratio * c`, in the dtype of `params`."""
+    """The update that ends at `W0 + ratio * c`, in the dtype of `params`.
+
+    With a ratio of 1 this equals `u` up to rounding. Returning `u` itself would keep a
+    parameter-sized array alive until the norms are known.
+    """
     # `u - (1 - ratio) * c` is shorter, but cancels if `u` is much larger than the radius.
     scaled = (anchor.astype(c.dtype) - params.astype(c.dtype)) + ratio * c
     return scaled.astype(params.dtype)

@@ -13,6 +13,7 @@ floors never affect the radii. A row that is already below its floor is left the
 records by how much to undo the move.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,16 +24,18 @@ from tpgm_jax._core.axes import Tensor
 from tpgm_jax._core.ball import EPSILON, norms, wide_dtype
 from tpgm_jax._core.placement import to_device, to_memory_of
 from tpgm_jax._core.problem import Problem
+from tpgm_jax._core.stacks import stack, unstack
 
 
 class Previous(NamedTuple):
-    """The previous projection, with one entry for each constrained leaf.
+    """The previous projection.
 
     Attributes:
-        c: the displacement that it rescaled; "compact": up to a positive factor for each row.
-        n: the norms of `c`, positive.
-        d: `W - W0`; "compact": without the effect of floors.
-        floor: the smallest norm of a row; "full": 0.
+        c: the displacement of each constrained leaf; "compact": up to a positive factor for each
+            row.
+        n: stacks of the norms of `c`, positive.
+        d: `W - W0` of each leaf; "compact": without the effect of floors.
+        floor: stacks of the smallest norms of rows; "full": 0.
     """
 
     c: list[jax.Array]
@@ -41,11 +44,13 @@ class Previous(NamedTuple):
     floor: list[jax.Array]
 
 
-def stored_displacement(problem: Problem, stored: optax.Params) -> Previous:
-    """The previous projection, from the displacement in the state."""
+def stored_displacement(
+    problem: Problem, stored: optax.Params, row_norms: Sequence[jax.Array]
+) -> Previous:
+    """The previous projection, from the displacement and its norms in the state."""
     leaves = [jnp.asarray(to_device(x)) for x in problem.spec.layout.constrained(stored)]
     c = [x.astype(wide_dtype(x)) for x in leaves]
-    n = [x + EPSILON for x in problem.norms(c)]
+    n = [x + EPSILON for x in row_norms]
     return Previous(c, n, problem.displacements(), [jnp.zeros_like(x) for x in n])
 
 
@@ -54,20 +59,19 @@ def recover_displacement(problem: Problem, radii: list[jax.Array], first: jax.Ar
 
     Args:
         problem: this step's parameters and anchor.
-        radii: the radii of the previous projection, one array for each leaf.
+        radii: stacks of the radii of the previous projection.
         first: whether there was no previous projection.
     """
     c, spec = problem.displacements(), problem.spec
-    sizes = problem.norms(c)
+    # The slope of a row that has not moved is 0, so any divisor will do.
+    n = [jnp.where(size > 0, size, 1.0) for size in problem.norms(c)]
     leaves = zip(problem.w, problem.w0, spec.layout.tensors, strict=True)
-    floors = [row_floors(*leaf, spec.norm) for leaf in leaves]
-    n, d = [], []
-    for x, size, floor, r in zip(c, sizes, floors, radii, strict=True):
-        # The slope of a row that has not moved is 0, so any divisor will do.
-        size = jnp.where(size > 0, size, 1.0)
+    floors = stack([row_floors(*leaf, spec.norm) for leaf in leaves], problem.kinds)
+    ratios = []
+    for size, floor, r in zip(n, floors, radii, strict=True):
         lifted = ~first & (r < floor)
-        n.append(size)
-        d.append(jnp.where(lifted, jnp.minimum(1.0, r / size), 1.0) * x)
+        ratios.append(jnp.where(lifted, jnp.minimum(1.0, r / size), 1.0))
+    d = [ratio * x for ratio, x in zip(unstack(ratios, problem.kinds), c, strict=True)]
     return Previous(c, n, d, floors)
 
 

@@ -3,8 +3,10 @@
 Trees become lists of constrained leaves here, once, and a tree again at the end of the update.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,18 @@ import optax
 
 from tpgm_jax._core import radii as _radii
 from tpgm_jax._core.anchor import init_anchor, resolve_anchor
-from tpgm_jax._core.ball import EPSILON, displacement, inner_products, norms, projected_update
+from tpgm_jax._core.ball import (
+    EPSILON,
+    displacement,
+    norm_of_sum,
+    norm_terms,
+    scaled_update,
+    shrinkage,
+)
 from tpgm_jax._core.finite import finite_or_zero, zero_unless
 from tpgm_jax._core.names import Nothing, by_name, closest
 from tpgm_jax._core.spec import Options, Spec, check_fingerprint, check_same_spec, fingerprint
+from tpgm_jax._core.stacks import Kind, gather, make_kinds, spread, sum_leaves, unstack
 from tpgm_jax._core.unit import divisor, unit_sizes
 
 
@@ -44,6 +54,7 @@ def initial_radii(
     radii = jnp.zeros(spec.layout.groups, _radii.radii_dtype(spec.layout.constrained(params)))
     return {
         "radii": radii,
+        "row_norms": _initial_row_norms(spec, params),
         "radius_state": optimizer.init(radii),
         "unit_size": initial_unit_size(fields, params),
         "skipped": jnp.zeros([], jnp.int32),
@@ -58,8 +69,25 @@ def initial_unit_size(fields: dict[str, Any], params: optax.Params) -> jax.Array
     return unit_sizes(spec.layout.constrained(measured), spec, dtype)
 
 
-class Problem(NamedTuple):
+def _initial_row_norms(spec: Spec, params: optax.Params) -> Any:
+    """The field `row_norms` of a new state: stacks of zeros."""
+    # `optax.tree.map_params` needs a prefix of other states from a tree without leaves.
+    if not spec.layout.leaves:
+        return jnp.zeros(0)
+
+    def compute(w: list[jax.Array]) -> list[jax.Array]:
+        problem = Problem(spec, params, params, w, w, w)
+        return problem.norms(problem.displacements())
+
+    shapes = jax.eval_shape(compute, spec.layout.constrained(params))
+    return tuple(jnp.zeros(x.shape, x.dtype, device=x.sharding) for x in shapes)
+
+
+@dataclass(frozen=True)
+class Problem:
     """Gradients, parameters and anchor of one update.
+
+    Lists of arrays are by leaf, or by kind of leaf ("stacks", see `stacks.py`).
 
     Attributes:
         spec: how the state was made.
@@ -77,7 +105,11 @@ class Problem(NamedTuple):
     w: list[jax.Array]
     w0: list[jax.Array]
 
-    @property
+    @functools.cached_property
+    def kinds(self) -> list[Kind]:
+        return make_kinds(self.spec.layout, self.w)
+
+    @functools.cached_property
     def radii_dtype(self) -> jnp.dtype:
         return _radii.radii_dtype(self.w)
 
@@ -86,44 +118,60 @@ class Problem(NamedTuple):
         return divisor(state.unit_size, self.spec.layout.groups, self.radii_dtype)
 
     def displacements(self) -> list[jax.Array]:
-        """`W - W0`, in the wide dtype."""
+        """`W - W0` of each leaf, in the wide dtype."""
         return [displacement(*leaf) for leaf in zip(self.w, self.w0, strict=True)]
 
     def norms(self, c: list[jax.Array]) -> list[jax.Array]:
-        """`N(c)`."""
-        return self._map(lambda x, tensor: norms(x, tensor, self.spec.norm), c)
+        """Stacks of `N(c)`."""
+        norm = self.spec.norm
+        sums = sum_leaves(lambda x: norm_terms(x, norm), [c], self.kinds, norm)
+        return [norm_of_sum(x, norm) for x in sums]
 
     def inner_products(self, x: list[jax.Array], y: list[jax.Array]) -> list[jax.Array]:
-        """`<x, y>`, shaped like `norms`."""
-        return self._map(lambda x, y, tensor: inner_products(x, y, tensor, self.spec.norm), x, y)
+        """Stacks of `<x, y>`, shaped like `norms`."""
+        return sum_leaves(jnp.multiply, [x, y], self.kinds, self.spec.norm)
+
+    def scaled_products(
+        self, x: list[jax.Array], y: list[jax.Array], n: list[jax.Array]
+    ) -> list[jax.Array]:
+        """Stacks of `<x, y / n>`, one number for each group; `n` are stacks of norms."""
+        return sum_leaves(lambda x, y, n: x * (y / n), [x, y], self.kinds, "l2", n)
 
     def reduce_rows(self, reduce: Callable[..., jax.Array], x: list[jax.Array]) -> list[jax.Array]:
-        """`jnp.sum`, `jnp.min` or `jnp.max` over the rows of each group, of `radius_shape`."""
-        return self._map(lambda x, tensor: reduce(x, axis=tensor.rows, keepdims=True), x)
+        """`jnp.sum`, `jnp.min` or `jnp.max` over the rows of each group: stacks to stacks."""
+        pairs = zip(x, self.kinds, strict=True)
+        return [
+            reduce(x, axis=tuple(axis + 1 for axis in kind.tensor.rows), keepdims=True)
+            for x, kind in pairs
+        ]
 
     def spread(self, radii: jax.Array) -> list[jax.Array]:
-        """`[G]` to one array for each leaf, which broadcasts against the leaf."""
-        return _radii.spread(radii, self.spec.layout, self.w)
+        """`[G]` to stacks, which broadcast against stacks of norms."""
+        return spread(radii, self.kinds, self.w)
 
-    def gather(self, arrays: Sequence[jax.Array]) -> jax.Array:
-        """One array for each leaf to `[G]`: the inverse of `spread`."""
-        return _radii.gather(arrays, self.spec.layout, self.radii_dtype)
+    def gather(self, stacks: list[jax.Array]) -> jax.Array:
+        """Stacks of one number for each group to `[G]`: the inverse of `spread`."""
+        return gather(stacks, self.kinds, self.radii_dtype)
 
     def clip(self, radii: jax.Array, sizes: list[jax.Array]) -> list[jax.Array]:
-        """Radii `[G]`, between 1e-8 and the largest of their group's `sizes`, by leaf.
+        """Radii `[G]`, between 1e-8 and the largest of their group's `sizes`, to stacks.
 
-        It clips leaf by leaf, so that the projection of a leaf does not wait for other leaves.
+        It clips kind by kind, so that the projection of a leaf does not wait for other kinds.
         """
         pairs = zip(self.spread(radii), self.reduce_rows(jnp.max, sizes), strict=True)
-        return [_radii.clip(*leaf) for leaf in pairs]
+        return [_radii.clip(*pair) for pair in pairs]
+
+    def scale(self, c: list[jax.Array], ratios: list[jax.Array]) -> list[jax.Array]:
+        """The updates that end at `W0 + ratio * c`, from stacks of ratios."""
+        leaves = zip(self.w, self.w0, c, unstack(ratios, self.kinds), strict=True)
+        return [scaled_update(*leaf) for leaf in leaves]
 
     def project(
         self, c: list[jax.Array], sizes: list[jax.Array], r: list[jax.Array]
     ) -> list[jax.Array]:
         """The updates that end at `W0 + min(1, r / (sizes + 1e-8)) * c`."""
-        n = [x + EPSILON for x in sizes]
-        leaves = zip(self.w, self.w0, c, n, r, strict=True)
-        return [projected_update(*leaf) for leaf in leaves]
+        pairs = zip(r, sizes, strict=True)
+        return self.scale(c, [shrinkage(radius, size + EPSILON) for radius, size in pairs])
 
     def base_step(
         self,
@@ -146,9 +194,6 @@ class Problem(NamedTuple):
         u = finite_or_zero(finite, layout.constrained(updates))
         others = zero_unless(finite, layout.unconstrained(updates))
         return layout.replace(updates, u, others), u, base_state
-
-    def _map(self, f: Callable[..., jax.Array], *lists: list[jax.Array]) -> list[jax.Array]:
-        return [f(*leaf) for leaf in zip(*lists, self.spec.layout.tensors, strict=True)]
 
 
 def make_problem(

@@ -2,8 +2,6 @@
 
 Radii are one vector `[G]`, in the order of the leaves and, within a stacked leaf, of its layers.
 It is at least float32, because half precision would round away steps of 1e-2 on a radius of 4.
-Arithmetic with leaves uses a list with one array for each constrained leaf, shaped to broadcast
-against the leaf.
 """
 
 from collections.abc import Sequence
@@ -27,39 +25,6 @@ def radii_dtype(leaves: Sequence[Any]) -> jnp.dtype:
     """float32, or float64 if a constrained leaf is."""
     dtypes = {jnp.dtype(jnp.float32), *map(wide_dtype, leaves)}
     return max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
-
-
-def spread(radii: jax.Array, layout: Layout, leaves: Sequence[jax.Array]) -> list[jax.Array]:
-    """`[G]` to one array for each leaf, which broadcasts against it, in the leaf's wide dtype."""
-    arrays, start = [], 0
-    for tensor, leaf in zip(layout.tensors, leaves, strict=True):
-        radius = radii[start : start + tensor.groups].reshape(tensor.radius_shape)
-        radius = radius.astype(wide_dtype(leaf))
-        arrays.append(_shard_like(radius, leaf, tensor.layers))
-        start += tensor.groups
-    return arrays
-
-
-def gather(arrays: Sequence[jax.Array], layout: Layout, dtype: jnp.dtype) -> jax.Array:
-    """One array for each leaf, of its `radius_shape`, to `[G]`: the inverse of `spread`."""
-    flat = [
-        _shard_like(array, array, ()).reshape(tensor.groups).astype(dtype)
-        for array, tensor in zip(arrays, layout.tensors, strict=True)
-    ]
-    return jnp.concatenate(flat) if flat else jnp.zeros(0, dtype)
-
-
-def _shard_like(array: jax.Array, leaf: jax.Array, axes: Sequence[int]) -> jax.Array:
-    """`array`, sharded like `leaf` along `axes` and replicated along the other axes.
-
-    For meshes with explicit axes, where layers may be on different devices: arrays with different
-    shardings cannot be concatenated or selected from. The compiler handles automatic axes.
-    """
-    mesh, spec = jax.typeof(leaf).sharding.mesh, jax.typeof(leaf).sharding.spec
-    if all(axis is None for axis in spec):
-        return array
-    wanted = jax.sharding.PartitionSpec(*(x if i in axes else None for i, x in enumerate(spec)))
-    return jax.sharding.reshard(array, jax.sharding.NamedSharding(mesh, wanted))
 
 
 def radii_by_name(radii: jax.typing.ArrayLike, layout: Layout) -> dict[str, float | list[float]]:

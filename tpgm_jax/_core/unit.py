@@ -16,11 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tpgm_jax._core import radii as _radii
 from tpgm_jax._core.axes import Layout, Tensor
 from tpgm_jax._core.ball import norms
 from tpgm_jax._core.names import Nothing
 from tpgm_jax._core.spec import Spec
+from tpgm_jax._core.stacks import replicate
 
 
 def unit_sizes(anchor: list[Any], spec: Spec, dtype: jnp.dtype) -> jax.Array | Nothing:
@@ -78,4 +78,5 @@ def unit_from_sums(sums: list[jax.Array], layout: Layout, norm: str, dtype: jnp.
         usual = jnp.full_like(own, (size / tensor.groups / rows * mean) ** (1 / power))
         units.append(jnp.where(own > 0, own, usual) if tensor.rows else usual)
     # Squares of an anchor overflow from 1e19, and an infinite unit would block every step.
-    return jnp.minimum(_radii.gather(units, layout, dtype), jnp.finfo(dtype).max)
+    flat = [replicate(x).reshape(-1).astype(dtype) for x in units]
+    return jnp.minimum(jnp.concatenate(flat), jnp.finfo(dtype).max)

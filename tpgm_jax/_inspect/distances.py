@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tpgm_jax._core import radii as _radii
 from tpgm_jax._core.axes import Layout, Tensor
 from tpgm_jax._core.ball import EPSILON, displacement, norm_axes, norms
 from tpgm_jax._core.displacement import row_floors
 from tpgm_jax._core.placement import to_device
 from tpgm_jax._core.spec import Spec
+from tpgm_jax._core.stacks import gather, make_kinds, spread
 
 
 class Arrays(NamedTuple):
@@ -117,7 +117,8 @@ def _measure_leaf(how: How, w: Any, w0: Any, radii: jax.Array | None, start: int
         own = jnp.full(layout.groups, jnp.nan, d.dtype)
     else:
         own = jax.lax.dynamic_slice_in_dim(to_device(radii), start, tensor.groups)
-    (r,) = _radii.spread(own, layout, [w])
+    (kind,) = make_kinds(layout, [w])
+    r = spread(own, [kind], [w])[0][0]
     terms = math.prod(tensor.shape[axis] for axis in norm_axes(tensor, norm))
     eps, wide_eps = (float(jnp.finfo(x.dtype).eps) for x in (w, d))
     relative = eps + (3 + math.sqrt(terms)) * wide_eps
@@ -132,4 +133,4 @@ def _measure_leaf(how: How, w: Any, w0: Any, radii: jax.Array | None, start: int
 
     share = jnp.mean(saturated.astype(d.dtype), axis=tensor.rows, keepdims=True)
     columns = (farthest(n), share, farthest(tolerance))
-    return jnp.stack([own, *(_radii.gather([x], layout, d.dtype) for x in columns)])
+    return jnp.stack([own, *(gather([x[None]], [kind], d.dtype) for x in columns)])

@@ -15,7 +15,7 @@ from tpgm_jax._core import checks
 from tpgm_jax._core import displacement as _displacement
 from tpgm_jax._core import radii as _radii
 from tpgm_jax._core.anchor import empty_like, zeros_like
-from tpgm_jax._core.ball import EPSILON, wide_dtype
+from tpgm_jax._core.ball import EPSILON
 from tpgm_jax._core.finite import all_finite, select, zero_unless
 from tpgm_jax._core.names import Nothing
 from tpgm_jax._core.problem import Problem, initial_fields, initial_radii, make_problem
@@ -31,6 +31,8 @@ class FTPState(NamedTuple):
         anchor: the parameters given to `init`; placeholders for leaves that are not constrained,
             and for all leaves if the anchor comes from elsewhere.
         radii: `[G]`, one for each group, in units of `norm`; zeros until the first update.
+        row_norms: `N(c)`, how far each row would have gone from its anchor in the last step, before
+            the projection. One array `[k, ...]` for each kind of `k` equal leaves.
         radius_state: state of the optimizer of `radii`.
         unit_size: `[G]`, the size of the anchor, the unit of the radius optimizer; a placeholder
             for `unit="norm"`.
@@ -49,6 +51,7 @@ class FTPState(NamedTuple):
     base_state: optax.OptState
     anchor: optax.Params
     radii: jax.Array
+    row_norms: tuple[jax.Array, ...]
     radius_state: optax.OptState
     unit_size: jax.Array | Nothing
     displacement: optax.Params
@@ -196,16 +199,15 @@ def ftp(
     ) -> tuple[optax.Updates, FTPState]:
         p = make_problem(options, updates, state, params, extra_args)
         first, unit_size = state.step == 0, p.unit_size(state)
-        previous_r = p.spread(state.radii)
 
         # c_{t-1} and n_{t-1}
         if full:
-            previous = _displacement.stored_displacement(p, state.displacement)
+            previous = _displacement.stored_displacement(p, state.displacement, state.row_norms)
         else:
-            previous = _displacement.recover_displacement(p, previous_r, first)
+            previous = _displacement.recover_displacement(p, p.spread(state.radii), first)
 
         # h = d/dr <g, W0 + (r / n_{t-1}) c_{t-1}>
-        h = p.gather(hyper_gradient(p, previous, previous_r))
+        h = p.gather(hyper_gradient(p, previous))
 
         # A product with NaN or infinity is never finite, so `h` covers the gradients in it, and
         # only excluded leaves need a pass. Floors are included so that devices sum both at once.
@@ -220,8 +222,6 @@ def ftp(
 
         # c_t = (W - W0) + u,  n_t = N(c_t) + 1e-8
         c = [d + x.astype(d.dtype) for d, x in zip(previous.d, u, strict=True)]
-        if full:  # a skipped step leaves the stored displacement as it is
-            c = select(finite, c, previous.c)
         sizes = p.norms(c)
 
         # h = k * h  if h > 0
@@ -252,6 +252,7 @@ def ftp(
             spec=p.spec,
             base_state=base_state,
             radii=select(finite, clipped, state.radii),
+            row_norms=tuple(sizes),
             radius_state=select(finite, radius_state, state.radius_state),
             displacement=_displacement.store_displacement(p, stored, c) if full else stored,
             skipped=jnp.where(finite & taken, state.skipped, optax.safe_increment(state.skipped)),
@@ -260,9 +261,7 @@ def ftp(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def hyper_gradient(
-    problem: Problem, previous: _displacement.Previous, radii: list[jax.Array]
-) -> list[jax.Array]:
+def hyper_gradient(problem: Problem, previous: _displacement.Previous) -> list[jax.Array]:
     """The derivative in the radii of the loss's linear model at the projected parameters.
 
     The gradient `g_t` was taken where the previous projection ended, so the chain rule only needs
@@ -271,14 +270,19 @@ def hyper_gradient(
         h = d/dr <g, W0 + (r / n) c> = sum over rows of <g, c> / n
 
     Returns:
-        One array for each leaf, of its `radius_shape`, in units of loss per unit of `norm`.
+        Stacks of one number for each group, in units of loss per unit of `norm`.
     """
-    # The products are taken first, because a ratio is one number for each of them.
-    g = [x.astype(wide_dtype(x)) for x in problem.g]
-    slopes = problem.inner_products(g, previous.c)
+    # The products are summed first, because they are as large as the parameters.
+    g = [x.astype(c.dtype) for x, c in zip(problem.g, previous.c, strict=True)]
+    if problem.spec.memory == "full":  # norms are in the state, so this is one sum for each leaf
+        slopes = problem.scaled_products(g, previous.c, previous.n)
+    else:  # norms are computed in the same pass
+        products = problem.inner_products(g, previous.c)
+        slopes = [x / n for x, n in zip(products, previous.n, strict=True)]
 
     def linear_loss(r: list[jax.Array]) -> jax.Array:
-        terms = [jnp.sum(x / n * y) for x, n, y in zip(r, previous.n, slopes, strict=True)]
+        terms = [jnp.sum(x * slope) for x, slope in zip(r, slopes, strict=True)]
         return sum(terms, jnp.zeros([]))
 
-    return jax.grad(linear_loss)(radii)
+    # The loss is linear in `r`, so its derivative is the same at every radius.
+    return jax.grad(linear_loss)(problem.spread(jnp.zeros(problem.spec.layout.groups)))

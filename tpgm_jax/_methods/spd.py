@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tpgm_jax._core.ball import scaled_update, wide_dtype
+from tpgm_jax._core.ball import wide_dtype
 from tpgm_jax._core.checks import check_not_negative, with_extra_args
 from tpgm_jax._core.finite import all_finite, zero_unless
 from tpgm_jax._core.problem import initial_fields, make_problem
@@ -138,8 +138,8 @@ def spd(
         # W' = W0 + (1 - strength * q) * c
         now = strength(state.step) if callable(strength) else strength
         ratios = [remaining_share(*leaf, now) for leaf in zip(slopes, before, after, strict=True)]
-        new = [scaled_update(*leaf) for leaf in zip(p.w, p.w0, c, ratios, strict=True)]
-        return p.spec.layout.replace(base_updates, zero_unless(finite, new)), state._replace(
+        new = zero_unless(finite, p.scale(c, ratios))
+        return p.spec.layout.replace(base_updates, new), state._replace(
             step=jnp.where(finite, optax.safe_increment(state.step), state.step),
             spec=p.spec,
             base_state=base_state,

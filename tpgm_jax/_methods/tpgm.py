@@ -23,7 +23,7 @@ class TPGMState(NamedTuple):
     """State of `tpgm`.
 
     Attributes:
-        step, base_state, anchor, radii, radius_state, unit_size: as in `FTPState`.
+        step, base_state, anchor, radii, row_norms, radius_state, unit_size: as in `FTPState`.
         skipped: number of steps skipped because the gradient was not finite, plus radius steps
             skipped because the held-out gradient was not finite or the radius optimizer would have
             overflowed; int32 of shape `()`.
@@ -34,6 +34,7 @@ class TPGMState(NamedTuple):
     base_state: optax.OptState
     anchor: optax.Params
     radii: jax.Array
+    row_norms: tuple[jax.Array, ...]
     radius_state: optax.OptState
     unit_size: jax.Array | Nothing
     skipped: jax.typing.ArrayLike
@@ -224,6 +225,7 @@ def tpgm(
             spec=p.spec,
             base_state=base_state,
             radii=select(finite, p.gather(r), state.radii),
+            row_norms=tuple(sizes),
             radius_state=select(finite, radius_state, state.radius_state),
             skipped=jnp.where(finite, skipped, optax.safe_increment(before)),
         )
