@@ -19,11 +19,11 @@ import jax
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from recording import machine, write
 from tqdm import tqdm
-from trees import random_like
 
 import tpgm_jax
+from benchmarks.recording import machine, write
+from benchmarks.trees import random_like
 
 MAKE: dict[str, Callable[[], optax.GradientTransformation]] = {
     "adamw": lambda: optax.adamw(1e-4),

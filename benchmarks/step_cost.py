@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from models import MODELS
-from recording import machine, write
 from tqdm import tqdm
-from trees import AXES, PRESETS, random_like
 
 import tpgm_jax
+from benchmarks.models import MODELS
+from benchmarks.recording import machine, write
+from benchmarks.trees import AXES, PRESETS, random_like
 
 COLUMNS: list[str] = [
     "scope",
