@@ -13,7 +13,7 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
-from processes import SETTINGS, arguments, assert_equal, saved, started
+from processes import SETTINGS, arguments, assert_equal, load_checkpoint, start_processes
 
 import tpgm_jax
 from examples.pod import data, sharding
@@ -53,29 +53,31 @@ def test_a_run_reports_losses_on_old_and_new_data_and_a_radius_for_each_layer(fi
 
 def test_a_run_that_is_done_is_not_done_again(finished, capsys):
     folder, results = finished
-    before = saved(folder, SETTINGS.steps)
+    before = load_checkpoint(folder, SETTINGS.steps)
     assert main(arguments(folder)) == results
     assert "resumed after step 6 of 6" in capsys.readouterr().out
-    assert_equal(saved(folder, SETTINGS.steps), before)
+    assert_equal(load_checkpoint(folder, SETTINGS.steps), before)
 
 
 def test_a_checkpoint_of_another_norm_is_refused_though_its_shapes_fit(finished, monkeypatch):
     monkeypatch.setattr(tpgm_jax, "ftp", functools.partial(tpgm_jax.ftp, norm="l2"))
     with pytest.raises(ValueError, match="`norm` was 'mars'"):
-        saved(finished[0], SETTINGS.steps)
+        load_checkpoint(finished[0], SETTINGS.steps)
 
 
 def test_a_kill_while_a_checkpoint_is_saved_leaves_the_one_before(finished, tmp_path, capsys):
     whole, results = finished
     words = arguments(tmp_path, pretrained=whole / "pretrained")
     # As many devices as here, for the same sums in the same order.
-    with started(["save", 4, *words], tmp_path / "log", 1, jax.device_count()) as (process,):
+    with start_processes(["save", 4, *words], tmp_path / "log", 1, jax.device_count()) as (
+        process,
+    ):
         assert process.child.wait(timeout=240) == -signal.SIGKILL, process.log.read_text()
     assert [path.name for path in (tmp_path / "ftp").glob("4*")] == ["4.orbax-checkpoint-tmp"]
 
     assert main(words) == results
     assert "fine-tuning: resumed after step 2 of 6" in capsys.readouterr().out
-    assert_equal(saved(tmp_path, SETTINGS.steps), saved(whole, SETTINGS.steps))
+    assert_equal(load_checkpoint(tmp_path, SETTINGS.steps), load_checkpoint(whole, SETTINGS.steps))
 
 
 def test_tpgm_runs_on_a_text_and_draws_its_radii(finished, tmp_path):

@@ -5,7 +5,15 @@ import signal
 import numpy as np
 import optax
 import pytest
-from processes import SETTINGS, arguments, assert_equal, finish, saved, started, wait_for
+from processes import (
+    SETTINGS,
+    arguments,
+    assert_equal,
+    finish,
+    load_checkpoint,
+    start_processes,
+    wait_for,
+)
 
 import tpgm_jax
 
@@ -18,7 +26,7 @@ def test_processes_killed_in_a_step_and_started_again_end_as_if_they_had_not_bee
 
     def pair(name, *place, **options):
         words = [*place, *arguments(whole if name == "whole" else broken, **options)]
-        return started(words, tmp_path / name, count=2, devices=4)
+        return start_processes(words, tmp_path / name, count=2, devices=4)
 
     with pair("whole", "nowhere", 0) as processes:
         finish(processes)
@@ -43,8 +51,8 @@ def test_processes_killed_in_a_step_and_started_again_end_as_if_they_had_not_bee
     assert "fine-tuning" not in second  # which has nothing to say
     assert "devices: 8, processes: 2" in first
 
-    expected = saved(whole, SETTINGS.steps)
-    assert_equal(saved(broken, SETTINGS.steps), expected)
+    expected = load_checkpoint(whole, SETTINGS.steps)
+    assert_equal(load_checkpoint(broken, SETTINGS.steps), expected)
     # There was something to compare.
     state = optax.tree.get(expected, "FTPState")
     assert (state.step, state.skipped) == (6, 0)

@@ -210,7 +210,7 @@ def test_the_decay_equals_its_loops():
     for grads in gradients():
         params, state = step(params, state, grads)
         for name, g in numpy_tree(grads).items():
-            pulled = reference.decayed(expected[name], w0[name], g, 0.7, factors[name])
+            pulled = reference.add_decay(expected[name], w0[name], g, 0.7, factors[name])
             momentum[name] = 0.9 * momentum[name] + pulled
             expected[name] = expected[name] - 0.05 * momentum[name]
         assert_close(params, expected)
@@ -220,7 +220,7 @@ def test_interpolation_equals_its_loops():
     anchor, params = random_tree(SHAPES, seed=0), random_tree(SHAPES, seed=1)
     mixed = jax.jit(tpgm_jax.interpolate)(params, anchor, 0.3)
     pairs = {name: (np.asarray(anchor[name]), np.asarray(params[name])) for name in SHAPES}
-    assert_close(mixed, {name: reference.interpolated(*x, 0.3) for name, x in pairs.items()})
+    assert_close(mixed, {name: reference.interpolate(*x, 0.3) for name, x in pairs.items()})
 
 
 def test_float32_follows_the_float64_loops():
