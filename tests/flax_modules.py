@@ -78,19 +78,19 @@ class NNXLayer(nnx.Module):
 
 
 def scan(module: Any, axis):
-    """`LAYERS` copies of a linen module in sequence, stack_rows along `axis` of each parameter."""
+    """`LAYERS` copies of a linen module in sequence, stacked along `axis` of each parameter."""
     lift: Any = nn.scan
     return lift(module, variable_axes={"params": axis}, split_rngs={"params": True}, length=LAYERS)
 
 
 def vmap(module: Any, axis):
-    """`LAYERS` copies of a linen module in parallel, stack_rows along `axis` of each parameter."""
+    """`LAYERS` copies of a linen module in parallel, stacked along `axis` of each parameter."""
     lift: Any = nn.vmap
     return lift(module, {"params": axis}, {"params": True}, in_axes=None, axis_size=LAYERS)
 
 
 def nnx_vmap(build, axis):
-    """`LAYERS` copies of an NNX module, stack_rows along `axis` of each parameter."""
+    """`LAYERS` copies of an NNX module, stacked along `axis` of each parameter."""
 
     def stack(*, rngs):
         return nnx.vmap(lambda rngs: build(rngs=rngs), out_axes=axis)(rngs.split(LAYERS))

@@ -115,7 +115,7 @@ def finish(processes: Sequence[Process]) -> None:
 
 
 def load_checkpoint(folder: Path, step: int, settings: Settings = SETTINGS) -> State:
-    """The state that a run load_checkpoint at `step`, on the devices of this process."""
+    """The state that a run saved at `step`, on the devices of this process."""
     tx = optimizer(settings.method, settings.learning_rate, settings.steps, settings.every)
     mesh = sharding.mesh()
     with jax.set_mesh(mesh):

@@ -133,7 +133,7 @@ def test_a_wrong_anchor_gets_an_error_that_says_what_to_do(options, handed, mess
         tx.update(params, tx.init(params), params, held_out_loss=loss, **handed)
 
 
-# An anchor that is exact in bfloat16, as published weights often are. The trained parameters are not
+# An anchor that is exact in bfloat16, as published weights often are. Trained parameters are not
 # exact in bfloat16.
 HALVES = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), numbers())
 

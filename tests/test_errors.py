@@ -1,4 +1,4 @@
-"""Bad input: what is wrong, because of what, and what to do."""
+"""Errors on bad input. Their messages state the problem, its cause, and what to do."""
 
 from collections import OrderedDict
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 import tpgm_jax
 from tpgm_jax import Axes, fit_radii, radii, set_anchor
 
-# Untyped, since a type checker would refuse much of what follows before it runs.
+# Untyped, because a type checker rejects most of the wrong calls below.
 ftp: Any = tpgm_jax.ftp
 tpgm: Any = tpgm_jax.tpgm
 project_to_anchor: Any = tpgm_jax.project_to_anchor
@@ -43,7 +43,7 @@ def fit(loss=lambda params, batch: jnp.sum(params["head"]) * batch, batches=(1.0
     return fit_radii(loss, PARAMS, batches=batches, **options)
 
 
-# What is done, the kind of error, and the part of its message that says what to do.
+# The call, the type of the error, and the part of its message that says what to do.
 CASES = {
     # The factories.
     "base optimizer is a learning rate": (lambda: ftp(1e-3), TypeError, "optax.adamw"),
