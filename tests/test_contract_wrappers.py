@@ -10,7 +10,7 @@ import optax
 import pytest
 from conftest import mostly_slow
 from jax.sharding import PartitionSpec
-from transforms import STEPS, assert_close, each_transform, loss, numbers, stepper
+from transforms import assert_close, each_transform, loss, numbers, run, stepper
 
 import tpgm_jax
 from tpgm_jax import add_anchor_decay, ftp, project_to_anchor, spd, tpgm
@@ -31,14 +31,6 @@ METHODS = {
 LEARNED = [METHODS["FTPState"], METHODS["TPGMState"]]
 each_method = pytest.mark.parametrize("method", mostly_slow(METHODS, "FTPState", "TPGMState"))
 HEAD = {"layers": False, "head": True, "gain": False}
-
-
-def run(tx, params):
-    """Parameters and state after some compiled steps."""
-    step, state = jax.jit(stepper(tx)), jax.jit(tx.init)(params)
-    for _ in range(STEPS):
-        params, state = step(params, state)
-    return params, state
 
 
 @functools.cache
@@ -153,7 +145,7 @@ INJECTED = {
 
 @pytest.mark.parametrize(("factory", "arguments"), INJECTED.values(), ids=INJECTED)
 def test_injected_hyperparameters_equal_fixed_ones(factory, arguments, x64):
-    # `inject_hyperparams` treats other functions as schedules.
+    # `inject_hyperparams` would treat a function as a schedule.
     static = [name for name in ("exclude", "axes") if callable(arguments.get(name))]
     injected = optax.inject_hyperparams(factory, static_args=static)(**arguments)
     params, state = run(injected, numbers())
@@ -188,57 +180,6 @@ def test_injected_hyperparameters_need_not_be_rounded_to_half_precision():
     updates, _ = updater(injected)(grads, injected.init(params), params)
     expected, _ = updater(plain)(grads, plain.init(params), params)
     jax.tree.map(np.testing.assert_array_equal, updates, expected)
-
-
-@pytest.mark.parametrize(
-    ("constant", "schedule"),
-    [
-        (ftp(optax.adam(0.1), k=0.5), ftp(optax.adam(0.1), k=optax.constant_schedule(0.5))),
-        (project_to_anchor(0.5), project_to_anchor(optax.constant_schedule(0.5))),
-        (add_anchor_decay(0.5), add_anchor_decay(optax.constant_schedule(0.5))),
-        (
-            spd(optax.sgd(0.6, momentum=0.9), strength=0.5),
-            spd(optax.sgd(0.6, momentum=0.9), strength=optax.constant_schedule(0.5)),
-        ),
-        (
-            tpgm(optax.sgd(0.1), radius_optimizer=optax.adam(0.02)),
-            tpgm(
-                optax.sgd(optax.constant_schedule(0.1)),
-                radius_optimizer=optax.adam(optax.constant_schedule(0.02)),
-            ),
-        ),
-    ],
-    ids=["k", "radius", "weight", "strength", "learning rates"],
-)
-def test_a_constant_schedule_equals_the_constant(constant, schedule, x64):
-    assert_close(run(schedule, numbers())[0], run(constant, numbers())[0])
-
-
-def test_a_schedule_is_evaluated_at_the_number_of_previous_updates():
-    radii = jnp.array([0.25, 1.0, 0.5])  # exact in float32, as all that follows
-    tx = project_to_anchor(lambda step: radii[jnp.asarray(step)])
-    params: Any = {"bias": jnp.zeros(1)}
-    state, update = tx.init(params), updater(tx)
-    for radius in radii:
-        updates, state = update({"bias": jnp.full(1, 16.0)}, state, params)
-        params = optax.apply_updates(params, updates)
-        assert params["bias"] == radius
-
-
-def test_a_schedule_of_k_switches_between_constants(x64):
-    def learn(tx, params, state, seeds):
-        for seed in seeds:
-            updates, state = updater(tx)(numbers(seed), state, params)
-            params = optax.apply_updates(params, updates)
-        return params, state
-
-    full, none = ftp(optax.sgd(0.1), k=1.0), ftp(optax.sgd(0.1), k=0.0)
-    scheduled = ftp(optax.sgd(0.1), k=lambda step: jnp.where(jnp.asarray(step) < 4, 1.0, 0.0))
-    # Some radii are pushed down just before the switch, and some just after it.
-    params = numbers()
-    received = learn(scheduled, params, scheduled.init(params), range(6))
-    switched = learn(full, params, full.init(params), range(4))
-    assert_close(received, learn(none, *switched, range(4, 6)))
 
 
 # ---- optax.tree

@@ -1,4 +1,4 @@
-"""Reading radii, and moving anchors."""
+"""Reading radii, and replacing anchors."""
 
 import functools
 from typing import Any
@@ -176,3 +176,66 @@ def test_set_anchor_moves_the_parts_of_a_partition():
     before, anchor = (random_tree(SHAPES, seed, dtype=jnp.float32) for seed in (0, 1))
     tx = parted()
     assert_equal(set_anchor(tx.init(before), anchor), tx.init(anchor))
+
+
+SGD = optax.sgd(0.1)
+PARAMS = {"block": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, "head": jnp.ones((2, 2))}
+OTHER_SHAPE = {**PARAMS, "head": jnp.ones((2, 5))}
+STATE = tpgm_jax.ftp(SGD).init(PARAMS)
+ERRORS = {
+    "radii of a state without ours": (
+        lambda: tpgm_jax.radii(SGD.init(PARAMS), PARAMS),
+        ValueError,
+        "`radii` found no state of this library",
+    ),
+    "radii of a fixed radius": (
+        lambda: tpgm_jax.radii(tpgm_jax.project_to_anchor(1.0).init(PARAMS), PARAMS),
+        ValueError,
+        "no learned radii",
+    ),
+    "radii of another model": (
+        lambda: tpgm_jax.radii(STATE, {"block": PARAMS["block"]}),
+        ValueError,
+        "`params` lacks 'head'",
+    ),
+    "radii of several models": (
+        lambda: tpgm_jax.radii(jax.tree.map(lambda x: jnp.stack([x, x]), STATE), PARAMS),
+        ValueError,
+        r"pick one, `jax.tree.map\(lambda x: x\[i\], opt_state\)`",
+    ),
+    "set_anchor on a state without ours": (
+        lambda: set_anchor(SGD.init(PARAMS), PARAMS),
+        ValueError,
+        "found no state of this library",
+    ),
+    "set_anchor to another model": (
+        lambda: set_anchor(STATE, {"block": PARAMS["block"]}),
+        ValueError,
+        "`params` lacks 'head'",
+    ),
+    "set_anchor to another shape": (
+        lambda: set_anchor(STATE, OTHER_SHAPE),
+        ValueError,
+        r"has 'head' of shape \(2, 5\), where \(2, 2\) is expected",
+    ),
+    "set_anchor with importances that there are none of": (
+        lambda: set_anchor(STATE, PARAMS, importance=PARAMS),
+        ValueError,
+        "holds none to replace",
+    ),
+    "set_anchor with importances of another shape": (
+        lambda: set_anchor(
+            tpgm_jax.add_anchor_decay(1.0, importance=PARAMS).init(PARAMS),
+            PARAMS,
+            importance=OTHER_SHAPE,
+        ),
+        ValueError,
+        r"`importance` has 'head' of shape \(2, 5\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), ERRORS.values(), ids=ERRORS)
+def test_bad_input_gets_an_error_that_says_what_to_do(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

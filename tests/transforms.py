@@ -111,3 +111,11 @@ def stepper(tx, loss=loss, **extra):
         return optax.apply_updates(params, updates), state
 
     return step
+
+
+def run(tx, params):
+    """Parameters and state after some compiled steps."""
+    step, state = jax.jit(stepper(tx)), jax.jit(tx.init)(params)
+    for _ in range(STEPS):
+        params, state = step(params, state)
+    return params, state
