@@ -54,7 +54,7 @@ def units(name, norm):
 
 
 def scales(anchor, norm, unit):
-    """What the loops measure radii in: for each name one number a group, or nothing."""
+    """The units of the radii for the loops: by name, one number for each group, or `None`."""
     if unit == "norm":
         return dict.fromkeys(SHAPES)
     layouts = {name: (rows, layers) for name, (_, rows, layers) in TENSORS.items()}
@@ -194,7 +194,7 @@ def test_spd_equals_its_loops(strength):
             momentum[name] = 0.9 * momentum[name] + g
             expected[name] = loops[name].step(expected[name], g, -0.05 * momentum[name])
         assert_close(params, expected)
-    # Where the gradients turn round, momentum goes on in every group, and then gives in.
+    # When the gradients reverse, momentum still moves every group away for some steps, not for all.
     for name, loop in loops.items():
         assert len(groups[name]) <= loop.acted < STEPS * len(groups[name]), name
 
