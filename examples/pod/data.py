@@ -70,12 +70,12 @@ class Text:
     def __init__(self, path: Path, length: int, seed: int):
         """
         Raises:
-            Refused: the file can not be read, or has shares shorter than a window.
+            Refused: the file cannot be read, or has shares shorter than a window.
         """
         try:
             self.bytes = np.memmap(path, np.uint8, mode="r")
         except (OSError, ValueError) as error:
-            raise Refused(f"`--text` can not be read, because of {error}.") from error
+            raise Refused(f"`--text` cannot be read, because of {error}.") from error
         self.seed = seed
         if len(self.bytes) < 10 * (length + 1):
             raise Refused(

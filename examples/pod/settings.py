@@ -7,7 +7,7 @@ METHODS = ("ftp", "tpgm", "none")
 
 
 class Refused(ValueError):
-    """What was asked for can not be done; the message says what can."""
+    """The requested run is not possible. The message says what to change."""
 
 
 def _option(default: Any, text: str) -> Any:
@@ -67,6 +67,6 @@ class Settings:
         ):
             if value % parts:
                 raise Refused(
-                    f"`--{name}` is {value}, which {parts} {what} can not divide: use a multiple "
+                    f"`--{name}` is {value}, which {parts} {what} cannot divide: use a multiple "
                     f"of {parts}."
                 )
