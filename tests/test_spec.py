@@ -117,8 +117,8 @@ assert restored.spec == state.spec, restored.spec
 
 
 def test_a_report_reads_the_norm_from_the_state():
-    # Worked by hand: 20 steps with the l2 norm on a 4x64 weight. The L1 norm of each row differs from
-    # the norm of the tensor.
+    # Worked by hand: 20 steps with the l2 norm on a 4x64 weight, whose l2 norm differs from the L1
+    # norms of its rows.
     rng = np.random.default_rng(0)
     params: Any = {"w": jnp.asarray(rng.normal(size=(4, 64)), jnp.float32)}
     grads = {"w": jnp.asarray(rng.normal(size=(4, 64)), jnp.float32)}
