@@ -220,7 +220,7 @@ def test_post_hoc_fit_is_fit_radii():
 
 @pytest.fixture
 def fast_compilation():
-    """Turns off optimizations, because compiling takes all the time and training none."""
+    """Turns off optimisations, because compiling takes all the time and training none."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
