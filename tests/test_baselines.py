@@ -211,7 +211,7 @@ PARAMS = {"w": jnp.ones((3, 2)), "v": jnp.ones(2)}
 DECAY = add_anchor_decay(0.1)
 
 
-def weighted(importance, **options):
+def init_with(importance, **options):
     return add_anchor_decay(0.1, importance=importance, **options).init(PARAMS)
 
 
@@ -221,12 +221,12 @@ ERRORS = {
     "weight missing": (lambda: add_anchor_decay(None), TypeError, "must be a number; got None"),
     "anchor unknown": (lambda: add_anchor_decay(1, anchor=""), ValueError, "`anchor` must be one"),
     "importance lacks a leaf": (
-        lambda: weighted({"w": PARAMS["w"]}),
+        lambda: init_with({"w": PARAMS["w"]}),
         ValueError,
         "`importance` lacks 'v'.*or `exclude` what it lacks",
     ),
     "importance of another shape": (
-        lambda: weighted({"w": 1.0, "v": PARAMS["v"]}),
+        lambda: init_with({"w": 1.0, "v": PARAMS["v"]}),
         ValueError,
         r"`importance` has 'w' of shape \(\), where \(3, 2\) is expected",
     ),
@@ -246,7 +246,7 @@ ERRORS = {
         r"the transformation has `importance` and the state has none.* call `init`",
     ),
     "a state with importances": (
-        lambda: DECAY.update(PARAMS, weighted(PARAMS), PARAMS),
+        lambda: DECAY.update(PARAMS, init_with(PARAMS), PARAMS),
         ValueError,
         r"the state has `importance` and the transformation has none.* call `init`",
     ),

@@ -32,7 +32,7 @@ RADII = {  # by tensor, the number of radii
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def full_run(tmp_path_factory):
     """A complete run: its folder, and its results."""
     folder = tmp_path_factory.mktemp("finished")
     return folder, main(arguments(folder))
@@ -47,26 +47,26 @@ def assert_complete(results):
     assert all(np.min(r) > 0 for r in results["radii"].values())
 
 
-def test_a_run_reports_losses_on_old_and_new_data_and_a_radius_for_each_layer(finished):
-    assert_complete(finished[1])
+def test_a_run_reports_losses_on_old_and_new_data_and_a_radius_for_each_layer(full_run):
+    assert_complete(full_run[1])
 
 
-def test_a_complete_run_is_not_repeated(finished, capsys):
-    folder, results = finished
+def test_a_complete_run_is_not_repeated(full_run, capsys):
+    folder, results = full_run
     before = load_checkpoint(folder, SETTINGS.steps)
     assert main(arguments(folder)) == results
     assert "resumed after step 6 of 6" in capsys.readouterr().out
     assert_equal(load_checkpoint(folder, SETTINGS.steps), before)
 
 
-def test_a_checkpoint_of_another_norm_is_refused_although_its_shapes_fit(finished, monkeypatch):
+def test_a_checkpoint_of_another_norm_is_refused_although_its_shapes_fit(full_run, monkeypatch):
     monkeypatch.setattr(tpgm_jax, "ftp", functools.partial(tpgm_jax.ftp, norm="l2"))
     with pytest.raises(ValueError, match="`norm` was 'mars'"):
-        load_checkpoint(finished[0], SETTINGS.steps)
+        load_checkpoint(full_run[0], SETTINGS.steps)
 
 
-def test_a_kill_while_saving_leaves_the_previous_checkpoint(finished, tmp_path, capsys):
-    whole, results = finished
+def test_a_kill_while_saving_leaves_the_previous_checkpoint(full_run, tmp_path, capsys):
+    whole, results = full_run
     words = arguments(tmp_path, pretrained=whole / "pretrained")
     # As many devices as here, so that sums have the same order.
     with start_processes(["save", 4, *words], tmp_path / "log", 1, jax.device_count()) as (
@@ -80,14 +80,14 @@ def test_a_kill_while_saving_leaves_the_previous_checkpoint(finished, tmp_path, 
     assert_equal(load_checkpoint(tmp_path, SETTINGS.steps), load_checkpoint(whole, SETTINGS.steps))
 
 
-def test_tpgm_runs_on_a_text_and_logs_its_radii(finished, tmp_path):
+def test_tpgm_runs_on_a_text_and_logs_its_radii(full_run, tmp_path):
     (tmp_path / "text").write_text("To be, or not to be, that is the question. " * 10)
     settings = dataclasses.replace(SETTINGS, method="tpgm", every=2, text=str(tmp_path / "text"))
-    folders = {"pretrained": finished[0] / "pretrained", "tensorboard": tmp_path / "board"}
+    folders = {"pretrained": full_run[0] / "pretrained", "tensorboard": tmp_path / "board"}
     results = main(arguments(tmp_path / "run", settings, **folders, log_every=3, save_every=4))
     assert_complete(results)
     assert sorted(x.name for x in (tmp_path / "run" / "tpgm").iterdir()) == ["1", "4", "6"]
-    old, (before, *_) = "pre-training data", finished[1]["losses"].values()
+    old, (before, *_) = "pre-training data", full_run[1]["losses"].values()
     assert results["losses"]["before fine-tuning"][old] == before[old]
     (board,) = (tmp_path / "board").iterdir()
     for name in ("fine-tuning/loss", "radius/layers/up/kernel/1", "radius/norm/scale/0"):
@@ -154,22 +154,22 @@ REFUSALS = {
     "a short text": ({"text": "{tmp}/short"}, "`--text` has 5 bytes.* give it 90 or more"),
     "no TensorBoard": ({"tensorboard": "{tmp}/board"}, r"pip install 'tpgm-jax\[tensorboard\]'"),
     "other steps": (
-        {"output": "{finished}", "steps": 8},
+        {"output": "{full_run}", "steps": 8},
         "made with {'steps': 6}: ask for the same",
     ),
     "another model": (
-        {"pretrained": "{finished}/pretrained", "width": 32},
+        {"pretrained": "{full_run}/pretrained", "width": 32},
         "made with {'width': 16}",
     ),
 }
 
 
 @pytest.mark.parametrize(("options", "message"), REFUSALS.values(), ids=REFUSALS)
-def test_bad_options_are_refused(options, message, finished, tmp_path, capsys, monkeypatch):
+def test_bad_options_are_refused(options, message, full_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)  # as if it were not installed
     (tmp_path / "short").write_text("short")
-    folders = {"tmp": tmp_path, "finished": finished[0]}
-    given: Any = {"output": "{tmp}/out", "pretrained": "{finished}/pretrained"} | options
+    folders = {"tmp": tmp_path, "full_run": full_run[0]}
+    given: Any = {"output": "{tmp}/out", "pretrained": "{full_run}/pretrained"} | options
     given = {k: v.format(**folders) if isinstance(v, str) else v for k, v in given.items()}
     settings = {name: given.pop(name) for name in options if hasattr(SETTINGS, name)}
     with pytest.raises(SystemExit):
