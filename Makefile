@@ -75,10 +75,10 @@ docs: .venv/docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs results/docs $(ARGS)
 
 bench: .venv/test
-	$(BIN)/python benchmarks/step_cost.py $(ARGS)
+	$(BIN)/python -m benchmarks.step_cost $(ARGS)
 
 bench-scaling: .venv/test
-	$(BIN)/python benchmarks/scaling.py $(ARGS)
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 bench-compact: .venv/test
 	$(BIN)/python -m benchmarks.compact_memory $(ARGS)

@@ -1,8 +1,8 @@
-"""`ftp(memory="compact")` learns what `memory="full"` does, for one array of the parameters less.
+"""`ftp(memory="compact")` learns the same as `memory="full"`, with one parameter-sized array less.
 
-The same fine-tuning with both, on the demo's digits, over several orders of the batches. As runs
-drift apart once they round differently, the control is "full" again with each batch in reverse:
-the same sums but for their last bits. Besides, a radius that collapses, and when it recovers.
+The same fine-tuning with both, on the demo's digits, over several orders of the batches. Runs drift
+apart when they round differently, so the control is "full" with each batch reversed: the same sums
+except for their last bits. It also measures when a collapsed radius recovers.
 
     python -m benchmarks.compact_memory --output results/compact_memory.json
 """
@@ -46,7 +46,7 @@ OUT, BACK, END = 30, 120, 180
 
 
 class Case(NamedTuple):
-    """A network, its pre-trained parameters, and options of `ftp` for the two that are compared."""
+    """A network, its pre-trained parameters, and the two sets of `ftp` options to compare."""
 
     apply: Apply
     anchor: optax.Params
@@ -103,7 +103,7 @@ def apply_stacked(params: Any, images: jax.Array) -> jax.Array:
 
 @cache
 def make_step(apply: Apply, tx: optax.GradientTransformationExtraArgs) -> Any:
-    """One jitted step, called from Python: inside of a scan XLA's convolutions are slow on CPU."""
+    """One jitted step, called from Python, because XLA's convolutions in a scan are slow on CPU."""
 
     @jax.jit
     def step(params, state, data, rows, extra):
@@ -116,7 +116,7 @@ def make_step(apply: Apply, tx: optax.GradientTransformationExtraArgs) -> Any:
 
 
 def train(apply: Apply, tx: Any, params: Any, data: Split, batches: Any, bar: tqdm, **extra: Any):
-    """The parameters and the state in the end, and all radii on the way, `[groups, steps]`."""
+    """The final parameters and state, and the radii of all steps, `[groups, steps]`."""
     step, state, radii = make_step(apply, tx), tx.init(params), []
     for rows in batches:
         params, state = step(params, state, data, rows, extra)
@@ -137,7 +137,7 @@ def pretrain(network: nn.Module, data: Split, sizes: Settings) -> optax.Params:
 
 
 def cases(sizes: Settings) -> Iterator[tuple[str, Case]]:
-    """By name; each network is pre-trained when its first case comes up."""
+    """Cases by name. Each network is pre-trained when its first case is reached."""
     images, labels = printed_set(generator(0, "rendering"), sizes.pretraining_images)
     data = jax.device_put(Split(images.astype(np.float32) / 255, labels))
     apply, anchor = MLP().apply, pretrain(MLP(), data, sizes)
@@ -148,12 +148,12 @@ def cases(sizes: Settings) -> Iterator[tuple[str, Case]]:
     yield "MLP, bfloat16", Case(apply, jax.tree.map(lambda x: x.astype(jnp.bfloat16), anchor))
     for name, network in {"conv net": ConvNet(), "ViT": ViT()}.items():
         yield name, Case(network.apply, pretrain(network, data, sizes))
-    # Where the anchor comes from, in place of the memory: both are compact.
+    # Compares sources of the anchor: memory is compact in both.
     yield "anchor handed in", Case(apply, anchor, COMPACT, COMPACT | {"anchor": "argument"})
 
 
 def compare(name: str, case: Case, digits: Digits, sizes: Settings) -> tuple[Any, Any]:
-    """What to write of a case, and what to draw of it: by name, radii of the first order."""
+    """The numbers of a case, and the radii of its first order by name, to draw."""
     shape = (len(digits.train.labels), sizes.steps, sizes.batch)
     orders = [shuffled(generator(0, f"train {i}"), *shape) for i in range(sizes.repeats)]
     orders, sets = np.stack(orders), {"test": digits.test, **digits.shifted}
@@ -173,12 +173,12 @@ def compare(name: str, case: Case, digits: Digits, sizes: Settings) -> tuple[Any
     accuracy = accuracies(case.apply, jax.tree.map(lambda *x: jnp.stack(x), *tuned), sets)
     runs = {f"{k} %": percent(accuracy, v).reshape(len(ways), -1) for k, v in GROUPS.items()}
     runs["sum of final radii"] = np.array([r[..., -1].sum(axis=0) for r in radii.values()])
-    # The share of tensors and steps, but for the first ten: all radii start there.
+    # The share of tensors and steps, without the first ten steps, because all radii start there.
     runs["collapsed %"] = 100 * np.mean([r[..., 10:] < 2e-8 for r in radii.values()], axis=(1, 3))
     for key, (a, b, c) in runs.items():
         shown = {"full": a, "compact": b, "compact - full": b - a, "control - full": c - a}
         found |= {f"{key}, {what}": estimate(x) for what, x in shown.items()}
-    # Runs on other batches, whose radii nobody would call wrong.
+    # For scale: runs on other batches, whose radii are just as right.
     radii["next order"], old = np.roll(radii["full"], 1, axis=1), radii["full"]
     for way in ("compact", "control", "next order"):
         apart = 100 * abs(radii[way] - old).max(axis=-1)
@@ -197,8 +197,8 @@ def estimate(values: np.ndarray) -> tuple[float, float]:
 def recovery(memory: Memory, dtype: str, rest: bool, replayed: Any = None) -> tuple[Any, Any]:
     """The radius of one tensor, and its gradients, at every step.
 
-    On the way back these are the slopes of the rows' distances to the anchor (at it, 0); or what
-    is `replayed`; or constant, while SGD is at `rest`, its rate 0.
+    On the way back the gradients are the slopes of the rows' distances to the anchor (0 at the
+    anchor). Or they are `replayed`, or constant while SGD is at `rest`, with a learning rate of 0.
     """
     with jax.enable_x64(dtype == "float64"):
         numbers = np.random.default_rng(0).normal(size=(2, 16, 8))
@@ -218,7 +218,7 @@ def recovery(memory: Memory, dtype: str, rest: bool, replayed: Any = None) -> tu
 
 
 def recoveries() -> tuple[dict[str, Any], dict[str, Any]]:
-    """With full and compact memory, when a radius is first above 1e-7 again; the first to draw."""
+    """When a radius recovers above 1e-7, with full and compact memory; and radii to draw."""
     given, found, drawn = recovery("full", "float64", False)[1], {}, {}
     hows = {"own gradients": (False, None), "replayed": (False, given), "SGD at rest": (True, None)}
     for problem, how in hows.items():

@@ -1,10 +1,9 @@
-"""What devices tell each other in a compiled program, read off its text.
+"""Reads the collectives of a compiled program from its text.
 
-A collective counts once, wherever it stands: in the entry, in the body of a loop, in a fusion or
-in what an asynchronous instruction wraps. One that is cut into pieces counts once as well: the
-halves of an asynchronous pair, and the fusions that a TPU program spreads a transfer over, which
-all bear the same channel. How often it runs is the product of the trip counts of the loops
-around it.
+A collective counts once, whether it is in the entry, in the body of a loop, in a fusion or in an
+asynchronous instruction. One that is split counts once too: an asynchronous pair, or a transfer
+that a TPU program spreads over several fusions with the same channel. The number of runs is the
+product of the trip counts of the loops around it.
 """
 
 import math
@@ -35,13 +34,13 @@ class Instruction(NamedTuple):
 
 
 class Collective(NamedTuple):
-    """An exchange of numbers between devices.
+    """One collective operation of a program.
 
     Attributes:
         kind: one of `KINDS`.
-        bytes: of what a device holds before or after, whichever is more.
-        runs: how often it happens in one call of the program.
-        name: of the operation that the program was traced from.
+        bytes: size of the input or the output on a device, the larger of both.
+        runs: how often it runs in one call of the program.
+        name: name of the traced operation that it comes from.
         replicas: which devices take part together, as the compiler writes it.
     """
 
@@ -53,7 +52,7 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """All of an optimized program's, in the order of its text."""
+    """All collectives of an optimized program, in the order of its text."""
     lines = instructions(text)
     types = {(x.computation, x.name): x.type for x in lines}
     runs, found = how_often(lines), {}
@@ -61,7 +60,7 @@ def collectives(text: str) -> list[Collective]:
         kind = x.opcode.removesuffix("-start")
         if kind in KINDS:
             channel = attribute(r"channel_id=(\d+)", x.rest) or f"{x.computation}/{x.name}"
-            # TPUs fuse an all-reduce with the slice that is left of it: a reduce-scatter.
+            # TPUs fuse an all-reduce with the slice that follows it: a reduce-scatter.
             kind = "reduce-scatter" if "all-reduce-scatter" in x.computation else kind
             operands = re.findall(r"%?([\w.-]+)", x.rest.partition(")")[0])
             given = sum(size(types.get((x.computation, name), "")) for name in operands)
@@ -78,7 +77,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def instructions(text: str) -> list[Instruction]:
-    """All lines but those that open and close computations."""
+    """All lines except those that open or close computations."""
     computation, found = "", []
     for line in text.splitlines():
         if header := COMPUTATION.match(line):
@@ -104,7 +103,7 @@ def how_often(lines: Iterable[Instruction]) -> Counter[str]:
 
     def count(name: str) -> int:
         if name not in runs:
-            # What nothing calls is the entry.
+            # A computation without callers is the entry.
             runs[name] = sum(n * count(x) for x, n in callers[name]) if name in callers else 1
         return runs[name]
 
@@ -114,9 +113,9 @@ def how_often(lines: Iterable[Instruction]) -> Counter[str]:
 
 
 def trip_count(loop: Instruction, bounds: dict[str, list[int]]) -> int:
-    """As the compiler notes it; or else the one number that the condition compares with.
+    """The compiler's trip count, or else the number that the condition compares with.
 
-    A loop of which neither is known counts once.
+    If neither is known, the loop counts once.
     """
     if known := attribute(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
         return int(known)
@@ -125,13 +124,13 @@ def trip_count(loop: Instruction, bounds: dict[str, list[int]]) -> int:
 
 
 def attribute(pattern: str, rest: str) -> str:
-    """The group of a pattern, or nothing."""
+    """The first group of a pattern, or an empty string."""
     found = re.search(pattern, rest)
     return found[1] if found else ""
 
 
 def parts(type_: str) -> list[str]:
-    """The elements of a tuple's type; of another type, itself."""
+    """The element types of a tuple type. Any other type is its own only element."""
     if not type_.startswith("("):
         return [type_]
     found, depth = [""], 0

@@ -1,7 +1,7 @@
-"""Models over the parameter trees of `trees.py`: for each preset a loss and a batch.
+"""Models for the parameter trees of `trees.py`: for each preset a loss and a batch.
 
-Plain functions of the same dicts of arrays, so that the optimizer step alone and the whole
-training step are measured on the very same tree.
+Plain functions of the same dicts of arrays, so that the optimizer step and the whole training step
+are measured on the same tree.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +19,8 @@ class Model(NamedTuple):
     """What a training step needs besides an optimizer.
 
     Attributes:
-        loss: `(params, inputs, labels)` to a number.
-        batch: a seed to `inputs, labels`.
+        loss: a function of `(params, inputs, labels)`.
+        batch: from a seed, `(inputs, labels)`.
     """
 
     loss: Callable[..., jax.Array]
@@ -73,7 +73,7 @@ def decoder_loss(
     dtype: Any = jnp.float32,
     lay: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> jax.Array:
-    """Computes in `dtype` whatever the parameters are in; `lay` places what blocks are handed."""
+    """Computes in `dtype` for parameters of any dtype. `lay` places the inputs of blocks."""
     embedding = params["tokens/embedding"].astype(dtype)
 
     def block(x, p):
@@ -106,7 +106,7 @@ def chain_loss(params: Params, inputs: jax.Array, labels: jax.Array) -> jax.Arra
     x = inputs
     for i in range(len(params) // 2):
         p = within(params, f"layer_{i:04}")
-        # A tenth, or a thousand layers would drown the input and its gradients vanish.
+        # Scaled, because a thousand unscaled layers would drown the input and its gradients.
         x = x + 0.1 * jax.nn.relu(x @ p["kernel"] + p["bias"])
     return cross_entropy(normalised(x, jnp.zeros(())), labels)
 

@@ -1,7 +1,7 @@
 """Decoders of billions of parameters, as shapes on the mesh of a TPU pod.
 
-Nothing is allocated: parameters, state and batches are `jax.ShapeDtypeStruct`s that say how they
-lie on devices which need not exist.
+Nothing is allocated: parameters, state and batches are `jax.ShapeDtypeStruct`s with shardings over
+devices that need not exist.
 """
 
 from collections.abc import Callable
@@ -17,23 +17,23 @@ from jax.sharding import PartitionSpec as P
 import tpgm_jax
 from benchmarks import models, trees
 
-# Width and layers. The names say how many parameters these make, in billions; the exact
-# numbers are in the table.
+# Width and number of layers. The names give the number of parameters in billions; the table has
+# exact numbers.
 SIZES = {"0.3B": (1024, 24), "1B": (2048, 19), "4B": (3072, 34), "8B": (4096, 39)}
 LENGTH = 2048
 AXES = {"layers/.*": tpgm_jax.Axes(layers=0)}
 
 
 class Placement(NamedTuple):
-    """How a model lies on a mesh.
+    """The layout of a model on a mesh.
 
     Attributes:
-        fsdp: over how many devices parameters and batch are divided alike.
-        tensor: over how many each block's heads and hidden units are.
-        alike: divide all kernels `(inputs, outputs)` as (fsdp, tensor), and no biases. Else the
-            kernels that lead back to the residual stream lie the other way round, so that
-            devices exchange activations once a branch, and biases of what is divided are
-            divided as well: the layout of Megatron.
+        fsdp: number of devices that share the parameters and the batch.
+        tensor: number of devices that share each block's heads and hidden units.
+        alike: shard all kernels `(inputs, outputs)` as (fsdp, tensor), and no biases. Otherwise
+            kernels that write to the residual stream have the transposed layout, so that devices
+            exchange activations once per branch, and biases of sharded outputs are sharded too:
+            the layout of Megatron.
     """
 
     fsdp: int
@@ -44,7 +44,7 @@ class Placement(NamedTuple):
         return f"{self.fsdp}x{self.tensor}{' alike' if self.alike else ''}"
 
     def spec(self, name: str) -> P:
-        """Where a parameter of the scanned decoder lies."""
+        """The layout of a parameter of the scanned decoder."""
         path = name.split("/")
         if path[0] == "tokens":
             return P("tensor", "fsdp")
@@ -58,7 +58,7 @@ class Placement(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A step, what it is called with, and what of that the optimizer keeps beside arrays."""
+    """A step, its arguments, and the leaves of the state that are not shaped like parameters."""
 
     step: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -67,7 +67,7 @@ class Program(NamedTuple):
 
 
 def mesh_of(topology: str, placement: Placement) -> jax.sharding.Mesh:
-    """Of the devices that a TPU of this topology would have."""
+    """A mesh of the devices of a TPU with this topology."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     shape = placement.fsdp, placement.tensor
     # Four of the 16 devices of a physical axis are a tensor-parallel group.
@@ -76,7 +76,7 @@ def mesh_of(topology: str, placement: Placement) -> jax.sharding.Mesh:
 
 
 def parameters(size: str, placement: Placement, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """In float32."""
+    """The decoder's parameters in float32, as shapes."""
     return {
         name: struct(shape, jnp.float32, mesh, placement.spec(name))
         for name, shape in trees.scanned_decoder(*SIZES[size]).items()
@@ -88,8 +88,7 @@ def struct(shape: Any, dtype: Any, mesh: jax.sharding.Mesh, spec: P) -> jax.Shap
 
 
 def state_of(tx: Any, params: Any, mesh: jax.sharding.Mesh) -> Any:
-    """The optimizer's, with what is shaped like a parameter where that lies, and the rest
-    everywhere."""
+    """The optimizer's state. Arrays shaped like a parameter have its sharding, others are whole."""
 
     def hole(leaf: Any) -> bool:
         return isinstance(leaf, optax.MaskedNode)
@@ -122,14 +121,14 @@ def program(
 
     Args:
         tx: any optax transformation.
-        scope: "optimizer", which is given gradients; "training", which is given a batch, one
-            sequence for each device along "fsdp", and computes in bfloat16; or "training, loss
-            awaited", where the optimizer does not start before the loss is known.
+        scope: "optimizer": takes gradients; "training": takes a batch, one sequence for each
+            device along "fsdp", and computes in bfloat16; "training, loss awaited": the same,
+            but the optimizer starts only when the loss is computed.
         size: one of `SIZES`.
-        placement: of the parameters.
-        mesh: to lie on.
-        handed: hand the anchor to the update.
-        length: of a sequence.
+        placement: layout of the parameters.
+        mesh: the devices.
+        handed: pass the anchor to `update`.
+        length: tokens in a sequence.
     """
     params = parameters(size, placement, mesh)
     state = state_of(tx, params, mesh)
@@ -149,8 +148,8 @@ def program(
     def training_step(params, state, batch, **extra):
         value, grads = jax.value_and_grad(loss)(params, *batch)
         if scope != "training":
-            # Nothing else but the caller needs the loss, so that its last sums over devices
-            # would be put off to join those of the optimizer, and all logits kept until then.
+            # Only the caller needs the loss, so XLA would delay its last sums over devices to
+            # merge them with the optimizer's, and would keep all logits until then.
             value, grads = jax.lax.optimization_barrier((value, grads))
         return *optimizer_step(params, state, grads, **extra), value
 

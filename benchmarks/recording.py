@@ -1,6 +1,7 @@
-"""Where numbers were measured, and how they are put on disk."""
+"""The machine that numbers were measured on, and the CSV files that hold them."""
 
 import csv
+import io
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +10,8 @@ from typing import Any
 
 import jax
 
+from examples.digits.storage import write_whole
+
 
 def machine() -> str:
     device = jax.devices()[0].device_kind
@@ -16,11 +19,9 @@ def machine() -> str:
 
 
 def write(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], path: Path) -> None:
-    """As CSV; beside and renamed, so that a kill leaves the old results whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".partial")
-    with beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    beside.replace(path)
+    """Writes a CSV file. If the process is killed meanwhile, the old file stays complete."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))

@@ -1,11 +1,11 @@
-"""Every method on the same data, three models, in and out of distribution: one row a run.
+"""Every method on the same data, three models, in and out of distribution: one row per run.
 
     python -m benchmarks.robustness --plan          what would be run, and how long that takes
-    python -m benchmarks.robustness                 runs it, and goes on from the rows there are
+    python -m benchmarks.robustness                 runs it; resumes from existing rows
     python -m benchmarks.robustness --model mlp --method ftp --learning-rate 1e-2 --seed 0
                                                     one cell, printed beside the recorded row
 
-What is run and why is in `docs/study.md`.
+`docs/study.md` describes the runs and their reasons.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def picked(options: argparse.Namespace) -> list[Cell]:
-    """The cells that options name."""
+    """The cells that the options select."""
     made = [Cell(*x) for x in itertools.product(*(getattr(options, key) for key in KEYS))]
     untrained = {"learning_rate": 0.0, "setting": "", "seed": 0}
     made = [x._replace(**untrained) if x.method == "zero_shot" else x for x in made]
@@ -81,7 +81,7 @@ def picked(options: argparse.Namespace) -> list[Cell]:
 
 
 def print_cells(options: argparse.Namespace, sizes: Sizes, output: Path) -> None:
-    """Runs cells, and prints each as a row, below it the row in `output` if there is one."""
+    """Runs cells and prints each as a row, followed by the row in `output` if there is one."""
     recorded = {cell(row): row for row in read(output, COLUMNS)} if output.exists() else {}
     columns = [x for x in COLUMNS if options.all_columns or x not in cells.HIDDEN]
     print(",".join(columns))
@@ -93,7 +93,7 @@ def print_cells(options: argparse.Namespace, sizes: Sizes, output: Path) -> None
 
 
 def print_plan(output: Path, scope: plan.Scope, sizes: Sizes) -> None:
-    """What is missing, by head, model and method: runs and the seconds they may take."""
+    """Prints the missing runs by head, model and method, and an estimate of their seconds."""
     rows = read(output, COLUMNS) if output.exists() else []
     done = {cell(row): float(row["validation"]) for row in rows}
     counts: Counter[tuple[str, ...]] = Counter()

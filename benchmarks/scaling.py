@@ -1,8 +1,8 @@
 """How the cost of a step grows with parameters, with leaves and with devices.
 
-FTP around AdamW against AdamW, the jitted and donated optimizer step alone, both in turn in one
-process. Along each axis the other two stay put. Devices are the CPU's virtual ones, which share
-its cores: what can be read there is what sharding adds, not what more machines would gain.
+Compares FTP around AdamW with AdamW: the jitted and donated optimizer step alone, both in turn in
+one process. Along each axis the other two sizes are fixed. Devices are virtual ones that share the
+CPU's cores, so the result shows the cost of sharding, not the gain of more machines.
 
     make bench-scaling ARGS='--axis leaves'
 """
@@ -19,25 +19,25 @@ import jax
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from recording import machine, write
 from tqdm import tqdm
-from trees import random_like
 
 import tpgm_jax
+from benchmarks.recording import machine, write
+from benchmarks.trees import random_like
 
 MAKE: dict[str, Callable[[], optax.GradientTransformation]] = {
     "adamw": lambda: optax.adamw(1e-4),
     "ftp(adamw)": lambda: tpgm_jax.ftp(optax.adamw(1e-4)),
 }
 COLUMNS = ["axis", "value", "method", "milliseconds", "compile_seconds", "machine", "jax"]
-# Nine arrays as large as the parameters live at once, those of both methods: 14 GB at the end.
+# Both methods together hold nine arrays as large as the parameters: 14 GB at the end.
 PARAMETERS = [2**20, 2**22, 2**24, 2**26, 2**28, 3 * 2**27]
 LEAVES = [10, 40, 160, 640, 2500, 5000]  # the last takes a quarter of an hour
 DEVICES = [1, 2, 4, 8]
 
 
 def cases(axis: str) -> Iterator[tuple[int, tuple[int, int, int]]]:
-    """`value, (parameters, leaves, devices)` along one axis."""
+    """`value, (parameters, leaves, devices)` for each point of one axis."""
     if axis == "parameters":
         yield from ((n, (n, 32, 1)) for n in PARAMETERS)
     elif axis == "leaves":
@@ -47,7 +47,7 @@ def cases(axis: str) -> Iterator[tuple[int, tuple[int, int, int]]]:
 
 
 def tree(parameters: int, leaves: int, devices: int, seed: int) -> Any:
-    """Kernels four times as long as wide, divided over devices along their outputs."""
+    """Kernels with four times as many inputs as outputs, sharded along the outputs."""
     width = max(int((parameters / leaves / 4) ** 0.5) // 8 * 8, 8)
     shapes = {f"layer_{i:04}/kernel": (4 * width, width) for i in range(leaves)}
     arrays = random_like(shapes, seed, scale=1e-3)
@@ -60,7 +60,7 @@ def tree(parameters: int, leaves: int, devices: int, seed: int) -> Any:
 def measure(
     parameters: int, leaves: int, devices: int, rounds: int
 ) -> dict[str, tuple[float, float]]:
-    """By method, milliseconds and compile seconds."""
+    """Milliseconds per step and seconds to compile, by method."""
     grads = tree(parameters, leaves, devices, seed=1)
     steps: dict[str, tuple[Any, ...]] = {}
     times: dict[str, list[float]] = {}
@@ -89,7 +89,7 @@ def measure(
 
 
 def slope(rows: list[dict[str, Any]], method: str, column: str) -> float:
-    """Of the logarithms, by least squares over the upper half of the axis: 1 is proportional."""
+    """Slope of the logarithms, fitted to the upper half of the axis. 1 is proportional."""
     chosen = [r for r in rows if r["method"] == method]
     chosen = chosen[len(chosen) // 2 - 1 :]
     x, y = (np.log([float(r[c]) for r in chosen]) for c in ("value", column))
@@ -129,7 +129,7 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
 
     rows: list[dict[str, Any]] = []
-    if options.output.exists():  # a run that was cut off goes on
+    if options.output.exists():  # resume an interrupted run
         with options.output.open(newline="") as file:
             rows = list(csv.DictReader(file))
     done = {(r["axis"], int(r["value"])) for r in rows}

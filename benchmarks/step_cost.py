@@ -1,9 +1,9 @@
-"""What FTP and TPGM add to an optimizer step, and to a whole training step.
+"""The cost that FTP and TPGM add to an optimizer step, and to a whole training step.
 
-The optimizer step is gradients in, parameters and state out; the training step has forward
-and backward passes before it. Both are jitted and donated. All methods run in one process, in
-turn, so that a machine whose speed drifts is fair to each; the ratios are what to read.
-Gradients differ from step to step, as a repeated one would let saturated branches settle.
+The optimizer step takes gradients and returns parameters and state. The training step also has
+the forward and backward passes. Both are jitted and donated. All methods run in turn in one
+process, so that drifts of the machine's speed affect all alike: compare the ratios. Gradients
+differ between steps, because with one repeated gradient the step could settle in a special case.
 
     make bench ARGS='--preset vit_b16 --scope optimizer --rounds 15'
 """
@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from models import MODELS
-from recording import machine, write
 from tqdm import tqdm
-from trees import AXES, PRESETS, random_like
 
 import tpgm_jax
+from benchmarks.models import MODELS
+from benchmarks.recording import machine, write
+from benchmarks.trees import AXES, PRESETS, random_like
 
 COLUMNS: list[str] = [
     "scope",
@@ -45,8 +45,8 @@ COLUMNS: list[str] = [
     "jax",
 ]
 
-# What a two-pass step has to move at least, in arrays as large as the parameters, each read or
-# written once a pass. AdamW reads gradient, parameter and two moments and writes the last three.
+# The least memory traffic of a two-pass step, in arrays as large as the parameters, each read or
+# written once per pass. AdamW reads gradient, parameter and two moments and writes the last three.
 ARRAYS = {
     "adamw": 7,
     "ftp(adamw)": 13,
@@ -58,7 +58,7 @@ ARRAYS = {
 
 
 class Measured(NamedTuple):
-    """A compiled step and what it carries from call to call."""
+    """A compiled step, its parameters and state, and its times."""
 
     step: Any
     carry: Any
@@ -77,7 +77,7 @@ def methods(scope: str, axes: Any) -> dict[str, optax.GradientTransformation]:
         "ftp(sgd)": tpgm_jax.ftp(sgd, axes=axes),
     }
     if scope == "training":
-        # Without a loss on held-out data there is no TPGM, and with it a step is a training step.
+        # TPGM needs a held-out loss, which only the training step has.
         found["tpgm(adamw)"] = tpgm_jax.tpgm(adamw, axes=axes)
         found["tpgm(adamw), every 5th"] = tpgm_jax.tpgm(adamw, axes=axes, every=5)
     return found
@@ -108,7 +108,7 @@ def training_step(tx: optax.GradientTransformation, preset: str) -> Callable[...
 
 
 def inputs(scope: str, preset: str) -> list[Any]:
-    """What two steps in turn are given: gradients, or a batch and one held out."""
+    """The inputs of two alternating steps: gradients, or a batch and a held-out batch."""
     if scope == "optimizer":
         return [random_like(PRESETS[preset](), seed=1 + i, scale=1e-3) for i in range(2)]
     batch = MODELS[preset].batch
@@ -116,7 +116,7 @@ def inputs(scope: str, preset: str) -> list[Any]:
 
 
 def prepare(step: Callable[..., Any], tx: Any, preset: str, given: list[Any]) -> Measured:
-    """Compiles the step, and takes it twice: the first step of FTP is a special one."""
+    """Compiles the step and runs it twice, because FTP's first step is special."""
     params = random_like(PRESETS[preset](), seed=0, scale=0.02)
     carry = (params, tx.init(params))
     start = time.perf_counter()
@@ -128,7 +128,7 @@ def prepare(step: Callable[..., Any], tx: Any, preset: str, given: list[Any]) ->
 
 
 def copy_seconds(size: int, repeats: int = 9) -> float:
-    """Median time to read that many bytes and write them again, in place: no fresh pages."""
+    """Median seconds to read and write `size` bytes in place, without new pages."""
     copy = jax.jit(lambda x: x + 1, donate_argnums=0)
     array, times = jax.block_until_ready(copy(jnp.ones(size // 4, jnp.float32))), []
     for _ in range(repeats):
@@ -151,7 +151,7 @@ def measure(scope: str, preset: str, rounds: int, only: list[str] | None) -> lis
 
     for i in tqdm(range(rounds), desc=f"{preset}, {scope}", unit="round"):
         for name, one in measured.items():
-            # Every fifth step of one method costs more than the others: five make a round.
+            # Of "every 5th" one step in five costs more, so a round has five steps.
             steps, carry = 5 if "5th" in name else 1, one.carry
             start = time.perf_counter()
             for j in range(steps):
@@ -191,7 +191,7 @@ def rounded(value: Any) -> str:
 
 
 def merge(rows: list[dict[str, Any]], path: Path) -> None:
-    """Puts rows in the place of those of the same scope, preset and method; the others stay."""
+    """Replaces the rows of the same scope, preset and method, and keeps all others."""
     kept = []
     if path.exists():
         with path.open(newline="") as file:

@@ -1,10 +1,10 @@
-"""What FTP adds to TPU programs of decoders with billions of parameters, compiled without a TPU.
+"""The cost of FTP in TPU programs for decoders of billions of parameters, compiled without a TPU.
 
-`libtpu` compiles for devices that are not there. The optimizer step alone, and the whole training
-step (scanned and rematerialised layers, bfloat16 over float32 parameters), with parameters and
-state donated: bytes on each device, and what devices tell each other. Every case is compiled in
-a process of its own, and its row written when it is done: started again, only what is
-missing is compiled.
+`libtpu` can compile for absent devices. This compiles the optimizer step alone and the whole
+training step (scanned and rematerialised layers, bfloat16 over float32 parameters), with parameters
+and state donated, and counts bytes on each device and collectives. Every case is compiled in a
+separate process, and its row is written when it is done, so that a second run compiles only the
+missing cases.
 
     make bench-tpu ARGS='--case v5e.*8B.*training'
 """
@@ -53,8 +53,8 @@ METHODS: dict[str, optax.GradientTransformation] = {
     "ftp(adamw), compact, anchor handed in": tpgm_jax.ftp(ADAMW, **COMPACT, anchor="argument"),
     "ftp(adamw), l2": tpgm_jax.ftp(ADAMW, axes=pod.AXES, norm="l2"),
 }
-# Copies of the parameters among the arguments, beyond those of AdamW: anchor and displacement;
-# the anchor in the state; the anchor in an argument of its own.
+# Parameter-sized copies among the arguments, in addition to AdamW's: anchor and displacement; the
+# anchor in the state; the anchor as a separate argument.
 COPIES = dict(zip(METHODS, (0, 2, 1, 1, 2), strict=True))
 # The others are compiled for the largest model alone.
 EVERYWHERE = ("adamw", "ftp(adamw)", "ftp(adamw), compact")
@@ -67,7 +67,7 @@ for _kind in KINDS:
 VERSIONS = ["jax", "libtpu", "optax"]
 COLUMNS += ["gathers", "compile_seconds", "machine", *VERSIONS]
 
-# Kinds that hand on what another device holds, as it is.
+# Kinds that copy the numbers of another device.
 GATHERS = ("all-gather", "all-to-all", "collective-permute")
 
 
@@ -85,7 +85,7 @@ class Case(NamedTuple):
 
     @property
     def which(self) -> dict[str, str]:
-        """The columns that tell rows apart."""
+        """The columns that identify a row."""
         values = (self.topology, str(self.placement), self.size, self.scope, self.method)
         return dict(zip(WHICH, values, strict=True))
 
@@ -104,7 +104,7 @@ def versions() -> dict[str, str]:
 
 
 def measure(case: Case, text: Path | None) -> dict[str, Any]:
-    """Compiles a program; its row of the table. The program's text goes into a folder `text`."""
+    """Compiles a program and returns its row. Writes the program's text to the folder `text`."""
     mesh = pod.mesh_of(case.topology, case.placement)
     tx = optax.with_extra_args_support(METHODS[case.method])
     handed = "handed in" in case.method
@@ -134,7 +134,7 @@ def measure(case: Case, text: Path | None) -> dict[str, Any]:
 
 
 def laid_out(tree: Any) -> int:
-    """Bytes on one device, the padding included: those that a program takes as arguments."""
+    """Bytes of `tree` on one device as arguments of a program, with padding."""
     return memory_of(jax.jit(lambda x: x).lower(tree).compile()).argument_size_in_bytes
 
 
@@ -143,13 +143,12 @@ def memory_of(compiled: jax.stages.Compiled) -> Any:
 
 
 def judged(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """A row against that of AdamW: what the targets are about.
+    """Compares a row with AdamW's row, in the quantities that have targets.
 
     Returns:
-        more collectives; gathers of parameters, of sizes of which AdamW has fewer; more
-        temporaries and a higher peak, in parameter shards; and the bytes of the arguments that
-        are neither AdamW's, nor copies of the parameters that the method announces, nor
-        bookkeeping.
+        "collectives": additional collectives. "gathers": additional gathers as large as parameters.
+        "temporaries" and "peak": additional memory, in parameter shards. "unexplained": additional
+        bytes of the arguments that are neither expected copies of the parameters nor bookkeeping.
     """
 
     def more(column: str) -> int:
@@ -159,8 +158,8 @@ def judged(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
         pairs = (x.split("x") for x in one["gathers"].split())
         return Counter({int(size): int(n) for n, size in pairs})
 
-    # What one device holds of a layer's smallest kernel, in bfloat16. Compilers also exchange
-    # borders, of a few KB, where an array does not divide into their tiles.
+    # Gathers count from the size of one device's part of a layer's smallest kernel, in bfloat16.
+    # Compilers also exchange borders of a few KB if an array does not divide into their tiles.
     width, _ = pod.SIZES[row["model"]]
     chips = math.prod(int(n) for n in row["mesh"].partition(" ")[0].split("x"))
     extra = (sizes(row) - sizes(base)).items()
@@ -184,7 +183,7 @@ def missed(found: Mapping[str, Any]) -> list[str]:
 
 
 def table(rows: Mapping[Case, Mapping[str, Any]]) -> str:
-    """What ours add to AdamW, case by case."""
+    """The additions to AdamW, case by case."""
     lines = []
     for case, row in rows.items():
         base = rows.get(case._replace(method="adamw"))
@@ -208,10 +207,10 @@ def known(path: Path) -> dict[Case, dict[str, Any]]:
 
 
 def compile_apart(case: Case, text: Path | None) -> dict[str, Any]:
-    """`measure` in a process of its own, which gives back all memory, and may fail alone."""
+    """`measure` in a separate process, which frees its memory and may fail alone."""
     command = [sys.executable, "-m", "benchmarks.tpu_compile", "--one", str(case)]
     command += ["--text", str(text)] if text else []
-    # Nobody answers where a TPU's own machine would be asked for its surroundings.
+    # There is no metadata server to query, as there would be on a TPU machine.
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -33,7 +33,7 @@ def vit_b16() -> Shapes:
 
 
 def scanned_decoder(width: int = 512, layers: int = 24) -> Shapes:
-    """A decoder of scanned layers: 92 M parameters in 14 tensors as it is called here."""
+    """A decoder of scanned layers. With the defaults, 92 M parameters in 14 tensors."""
     shapes = named("layers", transformer_block(width, 4 * width, layers=(layers,)))
     return shapes | {"tokens/embedding": (32000, width), "norm/scale": (width,)}
 
@@ -77,7 +77,7 @@ AXES = {"scanned_decoder": {"layers/.*": tpgm_jax.Axes(layers=0)}}
 
 
 def random_like(shapes: Shapes, seed: int, scale: float) -> dict[str, jax.Array]:
-    """Normal numbers: zeros would let caches and compilers do less than real data does."""
+    """Normal numbers, because zeros could be cheaper to process than real data."""
     rng = np.random.default_rng(seed)
     return {
         name: jnp.asarray(scale * rng.standard_normal(shape, np.float32))

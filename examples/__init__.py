@@ -1,1 +1,1 @@
-"""Programs that run end to end, from the repository's root: `python -m examples.digits`."""
+"""Complete programs, run from the repository's root: `python -m examples.digits`."""

@@ -1,4 +1,4 @@
-"""Fine-tunes a decoder on all devices of all processes, and goes on after a kill.
+"""Fine-tunes a decoder on all devices of all processes, and resumes after a kill.
 
 On one CPU:
 
@@ -15,7 +15,7 @@ On a pod, the same on every host:
 
     python -m examples.pod_finetune --distributed --output gs://bucket/run
 
-The same command again goes on from the latest checkpoint. `docs/pods.md` explains.
+The same command again resumes from the latest checkpoint. See `docs/pods.md`.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the program; returns losses by moment and data, and radii by name.
 
     Args:
-        arguments: of the command line. Default: the program's own.
+        arguments: command-line arguments. Default: `sys.argv`.
     """
     parser = make_parser()
     options = parser.parse_args(arguments)
@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 def run(options: argparse.Namespace, settings: Settings, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Pre-trains, fine-tunes, and reports."""
-    # Bytes from 128, so that ASCII is as new to the model as the language from below.
+    # Pre-train on bytes from 128 only, so that texts in ASCII are as new to the model as the new
+    # language.
     old: data.Source = data.Languages(range(4, 8), settings.seed)
     new: data.Source = data.Languages(range(1), settings.seed)
     if settings.text:
@@ -109,7 +110,7 @@ def run(options: argparse.Namespace, settings: Settings, mesh: jax.sharding.Mesh
 def pretrained(
     options: argparse.Namespace, settings: Settings, mesh: jax.sharding.Mesh, batch: Batch
 ) -> optax.Params:
-    """Parameters to start from: those asked for, or trained with AdamW and kept."""
+    """Pre-trained parameters: from `--pretrained`, or trained with AdamW and saved."""
     steps = settings.pretraining_steps
     program = compiled(settings, optimizer("none", PRETRAINING_RATE, steps), mesh)
     if options.pretrained:

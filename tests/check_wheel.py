@@ -1,6 +1,6 @@
 """Builds the wheel and uses it in an environment that holds nothing else.
 
-Run by `make wheel`. What it catches: a module or `py.typed` left out of the wheel, a
+Run by `make wheel`. It catches: a module or `py.typed` left out of the wheel, a
 dependency that is used but not declared, and one that is declared but not needed.
 """
 
@@ -65,7 +65,7 @@ def check_use(wheel: Path, folder: Path) -> None:
     python = str(folder / "bin" / "python")
     install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(wheel)]
     subprocess.run(install, check=True)
-    # From another folder, so that the source tree can not stand in for the wheel.
+    # From another folder, so that Python cannot import the source tree instead of the wheel.
     subprocess.run([python, "-W", "error", "-c", USE], check=True, cwd=folder)
 
 

@@ -1,12 +1,12 @@
-"""What several test modules share."""
+"""Settings, fixtures and helpers that several test modules share."""
 
 import os
 
-# Compiling takes most of the tests' time, and the programs run for a moment. Without LLVM's passes
-# and XLA's fusion emitters it takes less than half as long. The collectives, which some tests
-# count, stay the same. `make test-optimized` sets `XLA_FLAGS` to nothing, and so tests the programs
-# that users get. If a new jaxlib ends the process because it does not know one of these flags,
-# delete the flag here. The variable has to be set before JAX is imported.
+# Compiling takes most of the tests' time. Without LLVM's passes and XLA's fusion emitters it takes
+# less than half as long, and the number of collectives, which some tests count, stays the same.
+# `make test-optimized` sets `XLA_FLAGS` to the empty string and so tests the programs that users
+# get. If a new jaxlib exits with an error about an unknown flag, delete the flag here. The variable
+# must be set before JAX is imported.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
@@ -20,8 +20,8 @@ import numpy as np
 import optax
 import pytest
 
-# For the tests of sharding; it has to be said before JAX first looks for devices. All other
-# tests use the first one.
+# For the sharding tests. It must be set before JAX initializes its devices. All other tests use the
+# first device.
 jax.config.update("jax_num_cpu_devices", 8)
 
 

@@ -1,7 +1,7 @@
-"""Real Flax modules, linen and NNX, and what a row of each of their leaves is.
+"""Real Flax modules, linen and NNX, and the rows of each of their parameters.
 
-`LINEN` and `NNX` build the same modules, by name. `ROWS` lists their leaves' rows as slices
-written out by hand, and `AXES` what has to be declared of them.
+`LINEN` and `NNX` build the same modules, by name. `ROWS` gives the rows of each parameter as slices
+written by hand, and `AXES` the `axes` that a user has to declare.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from flax import nnx
 
 from tpgm_jax import Axes
 
-LAYERS, HEADS = 3, 3  # as many heads as layers, and inputs as outputs, to mislead
+LAYERS, HEADS = 3, 3  # equal, so that sizes do not identify axes
 
-# From a tensor to its groups, each a list of rows, each an array of weights.
+# Maps a tensor to its groups. A group is a list of rows, and a row is an array of weights.
 Rows = Callable[[np.ndarray], list[list[np.ndarray]]]
 
 
@@ -28,7 +28,7 @@ def whole(d):
 
 
 def each(*axes) -> Rows:
-    """One group, with a row for each index into these axes, which count from the back."""
+    """One group, with one row for each index into `axes`, which are negative."""
 
     def rows(d):
         at = [dict(zip(axes, i, strict=True)) for i in np.ndindex(*(d.shape[a] for a in axes))]
@@ -37,8 +37,8 @@ def each(*axes) -> Rows:
     return rows
 
 
-def stacked(axis, table: dict[str, Rows]) -> dict[str, Rows]:
-    """Each slice along `axis` has groups of its own."""
+def stack_rows(axis, table: dict[str, Rows]) -> dict[str, Rows]:
+    """The rows of a stack along `axis`: each slice has its own groups."""
 
     def over(rows):
         return lambda d: [g for i in range(d.shape[axis]) for g in rows(np.take(d, i, axis))]
@@ -78,19 +78,19 @@ class NNXLayer(nnx.Module):
 
 
 def scan(module: Any, axis):
-    """`LAYERS` of a linen module in a row, along `axis` of each parameter."""
+    """`LAYERS` copies of a linen module in sequence, stacked along `axis` of each parameter."""
     lift: Any = nn.scan
     return lift(module, variable_axes={"params": axis}, split_rngs={"params": True}, length=LAYERS)
 
 
 def vmap(module: Any, axis):
-    """`LAYERS` of a linen module side by side."""
+    """`LAYERS` copies of a linen module in parallel, stacked along `axis` of each parameter."""
     lift: Any = nn.vmap
     return lift(module, {"params": axis}, {"params": True}, in_axes=None, axis_size=LAYERS)
 
 
 def nnx_vmap(build, axis):
-    """`LAYERS` of an NNX module, along `axis` of each parameter."""
+    """`LAYERS` copies of an NNX module, stacked along `axis` of each parameter."""
 
     def stack(*, rngs):
         return nnx.vmap(lambda rngs: build(rngs=rngs), out_axes=axis)(rngs.split(LAYERS))
@@ -203,16 +203,16 @@ ROWS: dict[str, dict[str, Rows]] = {
     "layer norm of two axes": NORM,
     "group norm": NORM,
     "batch norm": NORM,
-    "layers": stacked(0, LAYER),
-    "layers along 1": stacked(1, LAYER),
-    "vmapped": stacked(0, DENSE),
-    "vmapped along 1": stacked(1, DENSE),
-    "vmapped conv": stacked(0, DENSE),
-    "vmapped embed": stacked(0, {"embedding": each(-2)}),
-    # Axis 0 of the inner stack is axis 0 of the whole, as the outer one lies behind it.
-    "stacks in a stack": stacked(0, stacked(0, DENSE)),
-    # One radius for all layers. The bias's shape shows that each has outputs of its own;
-    # without one the last axis is all there is to go by.
+    "layers": stack_rows(0, LAYER),
+    "layers along 1": stack_rows(1, LAYER),
+    "vmapped": stack_rows(0, DENSE),
+    "vmapped along 1": stack_rows(1, DENSE),
+    "vmapped conv": stack_rows(0, DENSE),
+    "vmapped embed": stack_rows(0, {"embedding": each(-2)}),
+    # The outer stack is along axis 1, so axis 0 of the inner stack stays axis 0.
+    "stacks in a stack": stack_rows(0, stack_rows(0, DENSE)),
+    # One radius for all layers. With a bias, its shape shows that each layer has its own outputs.
+    # Without one, only the last axis is known to be outputs.
     "undeclared": {"kernel": each(-3, -1), "bias": whole},
     "undeclared without bias": {"kernel": each(-1)},
 }

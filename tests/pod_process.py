@@ -1,6 +1,6 @@
-"""One process of `examples.pod_finetune` that can be made to stop at a given place.
+"""One process of `examples.pod_finetune` that stops at a given place.
 
-Started by `test_processes.py`, with the place in front of the program's own arguments.
+`test_processes.py` and `test_pod.py` start it, with the place before the program's own arguments.
 """
 
 import itertools
@@ -19,10 +19,10 @@ LONGEST = 300.0  # seconds to wait for the kill; a process must not outlive its 
 
 
 def stop_in_step(number: int, marker: Path) -> None:
-    """Has the last process wait in the middle of a step that it has dispatched.
+    """Makes the last process wait in the middle of a step that it has dispatched.
 
-    The first process stays away from that step, whose collectives wait for it: the step can
-    not end. `marker` is written once the step is under way.
+    The first process does not enter this step. The step's collectives wait for it, so the step
+    cannot end. `marker` is written when the step is running.
     """
     make_step = training.make_step
 
@@ -39,7 +39,7 @@ def stop_in_step(number: int, marker: Path) -> None:
                 written.write_text("too late" if any(ready) else "in the middle of the step")
                 written.rename(marker)
             time.sleep(LONGEST)
-            sys.exit("nobody killed this process")
+            sys.exit("the test did not kill this process")
 
         return stopping_step
 
@@ -47,7 +47,7 @@ def stop_in_step(number: int, marker: Path) -> None:
 
 
 def die_in_save(step: str) -> None:
-    """Kills this process as it is about to rename a checkpoint that is all written."""
+    """Kills this process just before it renames a completely written checkpoint."""
 
     def before(event, args):
         if event == "os.rename" and Path(os.fspath(args[1])).name == step:

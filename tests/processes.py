@@ -1,4 +1,4 @@
-"""Starting `examples.pod_finetune` in processes of its own, and comparing what they leave."""
+"""Helpers to run `examples.pod_finetune` in child processes and to compare its checkpoints."""
 
 import os
 import socket
@@ -22,11 +22,11 @@ from examples.pod.training import State, compiled, optimizer
 ROOT = Path(__file__).parents[1]
 SETTINGS = Settings(steps=6, pretraining_steps=2, batch=8, length=8, width=16, heads=2)
 SAVE_EVERY = 2
-PATIENCE = 240.0  # seconds for what takes ten on an idle machine
+PATIENCE = 240.0  # seconds; on an idle machine a run takes ten
 
 
 def arguments(folder: Path, settings: Settings = SETTINGS, **options: object) -> list[str]:
-    """A command line."""
+    """Arguments of the command line."""
     options = {"output": folder, "save_every": SAVE_EVERY, **asdict(settings), **options}
     pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in options.items()]
     return [word for pair in pairs for word in pair]
@@ -58,25 +58,25 @@ class Process:
         self.log = log
 
     def kill(self) -> None:
-        """SIGKILL, if it still runs; and takes note of its end."""
+        """Sends SIGKILL if the process still runs, and waits for it to end."""
         self.child.kill()
         self.child.wait()
 
 
 @contextmanager
-def started(
+def start_processes(
     words: Sequence[object], logs: Path, count: int, devices: int
 ) -> Iterator[list[Process]]:
-    """`count` processes of one run; when the block ends, none of them is left.
+    """Starts `count` processes of one run. When the block ends, kills those that are left.
 
     Args:
-        words: of the command line.
-        logs: where each leaves what it prints, `logs.0`, `logs.1`.
-        count: how many.
-        devices: of each.
+        words: the command line.
+        logs: the processes print into `logs.0`, `logs.1`, ...
+        count: number of processes.
+        devices: number of devices of each process.
     """
     with ExitStack() as stack:
-        port, processes = stack.enter_context(reserved_port()), []
+        port, processes = stack.enter_context(reserve_port()), []
         for i in range(count):
             several = ["--coordinator", f"localhost:{port}", "--processes", count, "--process", i]
             log = logs.with_name(f"{logs.name}.{i}")
@@ -87,19 +87,19 @@ def started(
 
 
 @contextmanager
-def reserved_port() -> Iterator[int]:
-    """A port that no other program is given while the block runs.
+def reserve_port() -> Iterator[int]:
+    """A port that the system gives to no other program while the block runs.
 
-    JAX's coordinator shares it with this socket, which accepts nothing.
+    JAX's coordinator shares the port with this socket, which accepts no connections.
     """
-    with socket.socket() as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        held.bind(("", 0))
-        yield held.getsockname()[1]
+    with socket.socket() as reservation:
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reservation.bind(("", 0))
+        yield reservation.getsockname()[1]
 
 
 def wait_for(condition: Callable[[], bool], processes: Sequence[Process]) -> None:
-    """Waits until it holds; not for ever, nor for processes of which one has failed."""
+    """Waits until `condition()` is true. Fails after `PATIENCE`, or if a process has failed."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         failed = [p.child.poll() not in (None, 0) for p in processes]
@@ -110,12 +110,12 @@ def wait_for(condition: Callable[[], bool], processes: Sequence[Process]) -> Non
 
 
 def finish(processes: Sequence[Process]) -> None:
-    """Waits until all have ended well."""
+    """Waits until all processes have exited with status 0."""
     wait_for(lambda: all(p.child.poll() == 0 for p in processes), processes)
 
 
-def saved(folder: Path, step: int, settings: Settings = SETTINGS) -> State:
-    """What a run saved, as arrays on the devices of this process."""
+def load_checkpoint(folder: Path, step: int, settings: Settings = SETTINGS) -> State:
+    """The state that a run saved at `step`, on the devices of this process."""
     tx = optimizer(settings.method, settings.learning_rate, settings.steps, settings.every)
     mesh = sharding.mesh()
     with jax.set_mesh(mesh):
@@ -125,6 +125,6 @@ def saved(folder: Path, step: int, settings: Settings = SETTINGS) -> State:
 
 
 def assert_equal(received: State, expected: State) -> None:
-    """Bit for bit, all leaves of parameters and optimizer state."""
+    """Compares all leaves of parameters and optimizer state, bit for bit."""
     assert jax.tree.structure(received) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, received, expected)

@@ -1,8 +1,8 @@
-"""The methods once more, in NumPy float64 and plain loops, to compare with.
+"""Reference implementations of the methods, in NumPy float64 and plain loops.
 
-Written from the equations, as directly as they can be: one tensor at a time, one row at
-a time, with no code shared with the package. A tensor's groups and rows are given as
-lists of index tuples, so that nothing depends on how axes are chosen.
+Written directly from the equations: one tensor at a time, one row at a time, with no code shared
+with the package. The groups and rows of a tensor are lists of index tuples, so this file does not
+depend on how the package chooses axes.
 """
 
 import itertools
@@ -54,7 +54,7 @@ def sizes_of_anchor(anchors, layouts, norm):
 
 
 class Adam:
-    """Adam on one number, which it measures in `unit`."""
+    """Adam on one number, in units of `unit`."""
 
     def __init__(self, unit=1.0, learning_rate=1e-2, b1=0.9, b2=0.999, eps=1e-8):
         self.learning_rate, self.b1, self.b2, self.eps = learning_rate, b1, b2, eps
@@ -84,7 +84,7 @@ def project(d, units, radii, norm):
 
 
 class SPD:
-    """SPD on one tensor, given the gradient and the base optimizer's update."""
+    """SPD on one tensor. `step` takes the gradient and the base optimizer's update."""
 
     def __init__(self, anchor, groups, strength=1.0):
         self.anchor, self.groups, self.strength = np.array(anchor), groups, strength
@@ -104,8 +104,8 @@ class SPD:
         return after
 
 
-def decayed(params, anchor, gradient, weight, importance):
-    """The gradient with the pull towards the anchor."""
+def add_decay(params, anchor, gradient, weight, importance):
+    """The gradient plus the pull towards the anchor."""
     pulled = np.array(gradient)
     for index in itertools.product(*map(range, pulled.shape)):
         distance = params[index] - anchor[index]
@@ -113,7 +113,7 @@ def decayed(params, anchor, gradient, weight, importance):
     return pulled
 
 
-def interpolated(anchor, params, alpha):
+def interpolate(anchor, params, alpha):
     mixed = np.array(params)
     for index in itertools.product(*map(range, mixed.shape)):
         mixed[index] = (1 - alpha) * anchor[index] + alpha * params[index]
@@ -157,7 +157,7 @@ class FTP:
 
 
 class TPGM:
-    """TPGM on one tensor, given the gradient of the held-out loss in the parameters."""
+    """TPGM on one tensor. `step` takes the update, and the gradient of the held-out loss."""
 
     def __init__(self, anchor, units, norm="mars", steps=1, every=1, scales=None):
         self.anchor, self.units, self.norm = np.array(anchor), units, norm

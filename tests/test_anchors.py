@@ -1,4 +1,4 @@
-"""Where the anchor comes from: `init`, each `update`, or zeros."""
+"""Sources of the anchor: `init`, each `update`, or zeros."""
 
 import functools
 from typing import Any
@@ -29,13 +29,13 @@ each_method = pytest.mark.parametrize(
 
 
 @functools.cache
-def plain(make):
-    """A transformation that holds its anchor, and its step, compiled once for all tests."""
+def transform_and_step(make):
+    """A transformation that stores its anchor, and its step, compiled once for all tests."""
     tx = make()
     return tx, jax.jit(stepper(tx), donate_argnums=(0, 1))
 
 
-def trained(tx, params, step=None, **extra):
+def train(tx, params, step=None, **extra):
     step = step or jax.jit(stepper(tx, **extra), donate_argnums=(0, 1))
     params, state = jax.tree.map(jnp.copy, params), tx.init(params)
     for _ in range(5):
@@ -44,13 +44,13 @@ def trained(tx, params, step=None, **extra):
 
 
 @each_method
-def test_an_anchor_handed_in_gives_what_a_held_one_gives(make):
+def test_an_anchor_argument_gives_the_same_result_as_a_stored_anchor(make):
     params = numbers()
-    tx, step = plain(make)
-    expected, _ = trained(tx, params, step)
-    received, state = trained(make(anchor="argument"), params, anchor=params)
-    # An argument that is not traced may be folded into the program, which then rounds once
-    # or twice otherwise: numbers of order 1, five steps, and Adam's tenfold.
+    tx, step = transform_and_step(make)
+    expected, _ = train(tx, params, step)
+    received, state = train(make(anchor="argument"), params, anchor=params)
+    # XLA may fold an argument that is not traced into the program as a constant, and then round
+    # differently: numbers of order 1, five steps, magnified tenfold by Adam.
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5), received, expected
     )
@@ -58,26 +58,27 @@ def test_an_anchor_handed_in_gives_what_a_held_one_gives(make):
 
 
 @each_method
-def test_a_zero_anchor_gives_what_zeros_at_init_give(make):
+def test_a_zero_anchor_gives_the_same_result_as_zeros_at_init(make):
     zeros = jax.tree.map(jnp.zeros_like, numbers())
-    tx, step = plain(make)
-    expected, _ = trained(tx, zeros, step)
-    received, state = trained(make(anchor="zero"), zeros)
+    tx, step = transform_and_step(make)
+    expected, _ = train(tx, zeros, step)
+    received, state = train(make(anchor="zero"), zeros)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5), received, expected
     )
     assert jax.tree.leaves(optax.tree.get(state, "anchor")) == []
 
 
-def test_a_zero_anchor_measures_from_zero_wherever_init_is():
+def test_a_zero_anchor_measures_from_zero_for_any_params_at_init():
     params = {"kernel": jnp.full((3, 2), 2.0)}
     tx = project_to_anchor(0.3, anchor="zero")
     moved, _ = make_step(tx)(params, tx.init(params), {"kernel": jnp.zeros((3, 2))})
-    # A ball of radius 0.3 around zero, three weights to a row; from 2, so ulps of 2.
+    # A ball of radius 0.3 around zero with three weights per row: each ends at 0.1. The step starts
+    # at 2, so the tolerance is two ulps of 2.
     np.testing.assert_allclose(moved["kernel"], 0.1, rtol=0, atol=4.8e-7)
 
 
-def test_an_anchor_handed_in_is_matched_by_name_and_may_lack_what_is_excluded():
+def test_an_anchor_argument_is_matched_by_name_and_may_lack_excluded_leaves():
     params = {"b": jnp.ones(2), "a": jnp.zeros(2), "head": jnp.ones(3)}
     tx = project_to_anchor(0.5, anchor="argument", exclude="head")
     updates, _ = tx.update(
@@ -89,20 +90,20 @@ def test_an_anchor_handed_in_is_matched_by_name_and_may_lack_what_is_excluded():
     jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), updates)
 
 
-def test_every_wrapped_optimizer_is_handed_the_anchor_too():
+def test_an_anchor_argument_is_passed_on_to_the_base_optimizer():
     params = random_tree({"kernel": (3, 2)}, 0)
     inner = project_to_anchor(0.1, anchor="argument")
     tx = ftp(optax.chain(optax.sgd(1.0), inner), anchor="argument", initial_radius=10.0)
     updates: Any
     updates, _ = tx.update(params, tx.init(params), params, anchor=params)
-    # The inner ball has radius 0.1 a row of three, and the outer one lets that pass.
+    # The inner ball limits a row to a norm of 0.1, which the outer ball does not change.
     np.testing.assert_allclose(np.abs(updates["kernel"]).sum(0), 0.1, rtol=1e-5)
 
 
-def test_radii_can_be_learned_anew_without_an_anchor_in_the_state():
+def test_set_anchor_resets_radii_of_a_state_without_an_anchor():
     params = numbers()
     tx = ftp(optax.adam(0.1), anchor="argument")
-    _, state = trained(tx, params, anchor=params)
+    _, state = train(tx, params, anchor=params)
     fresh: Any = tpgm_jax.set_anchor(state, params)
     assert fresh.step == 0
     assert set(tpgm_jax.radii(fresh, params).values()) == {0.0}
@@ -117,7 +118,7 @@ def test_radii_can_be_learned_anew_without_an_anchor_in_the_state():
         ({"anchor": "argument"}, {"anchor": {"w": jnp.ones(2)}}, r"'w' of shape \(2,\)"),
     ],
 )
-def test_a_wrong_anchor_is_an_error_that_says_what_to_do(options, handed, message):
+def test_a_wrong_anchor_gets_an_error_that_says_what_to_do(options, handed, message):
     params = {"w": jnp.ones((2, 2))}
     for tx in (
         ftp(optax.sgd(0.1), **options),
@@ -132,27 +133,27 @@ def test_a_wrong_anchor_is_an_error_that_says_what_to_do(options, handed, messag
         tx.update(params, tx.init(params), params, held_out_loss=loss, **handed)
 
 
-# The anchors of these are exact in bfloat16, as published weights often are; those of the
-# parameters that train are not.
+# An anchor that is exact in bfloat16, as published weights often are. Trained parameters are not
+# exact in bfloat16.
 HALVES = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), numbers())
 
 
 @each_method
-def test_an_anchor_in_the_dtype_that_weights_were_published_in_is_exact(make):
-    expected, _ = trained(make(), HALVES)
-    received, state = trained(make(anchor_dtype=jnp.bfloat16), HALVES)
-    # Bit for bit, as the anchor's numbers are the same and only read.
+def test_an_anchor_dtype_that_represents_the_anchor_changes_no_result(make):
+    expected, _ = train(make(), HALVES)
+    received, state = train(make(anchor_dtype=jnp.bfloat16), HALVES)
+    # Bit for bit, because the anchor holds the same numbers and is only read.
     jax.tree.map(np.testing.assert_array_equal, received, expected)
     anchors = jax.tree.leaves(optax.tree.get(state, "anchor"))
     assert {x.dtype for x in anchors} == {jnp.dtype("bfloat16")}
 
 
-def test_an_anchor_of_fewer_bits_rounds_the_parameters_by_no_more_than_it_says():
+def test_an_anchor_dtype_of_fewer_bits_rounds_params_by_at_most_half_a_spacing():
     params = random_tree({"kernel": (30, 20)}, 0, dtype=jnp.float32)
     tx = ftp(optax.sgd(0.1), anchor_dtype="bfloat16")
     moved, _ = make_step(tx)(params, tx.init(params), params)
-    # The first step ends at the anchor but for 1e-8 a row: of 8 bits the last is worth 2^-7, and
-    # rounding takes half of that; adding the update to the parameters half of 2^-23.
+    # The first step ends within 1e-8 of the anchor, by row. Rounding to 8 bits changes a number by
+    # at most half of 2^-7, and adding the update to the parameters by half of 2^-23.
     rounding = 2**-8 + 2**-24
     np.testing.assert_allclose(moved["kernel"], params["kernel"], rtol=rounding, atol=1e-8)
 
@@ -167,7 +168,7 @@ def test_inject_hyperparams_accepts_the_name_of_a_dtype():
 
 
 @pytest.mark.parametrize("memory", ["full", "compact"])
-def test_a_first_step_away_from_the_anchor_tells_the_radii_nothing(memory):
+def test_a_first_step_away_from_the_anchor_leaves_the_radius_moments_at_zero(memory):
     params, anchor = numbers(0), numbers(1)
     tx = ftp(optax.sgd(0.1), memory=memory, anchor="argument")
     state: Any
@@ -177,7 +178,7 @@ def test_a_first_step_away_from_the_anchor_tells_the_radii_nothing(memory):
     assert not np.any(adam.nu)
 
 
-def test_an_initial_radius_of_another_dtype_does_not_change_that_of_the_radii():
+def test_the_dtype_of_the_initial_radius_does_not_change_the_dtype_of_the_radii():
     with jax.enable_x64(True):
         params = {"w": jnp.ones(3, jnp.float32)}
         tx = ftp(optax.sgd(0.1), initial_radius=np.float64(0.1))
@@ -186,7 +187,7 @@ def test_an_initial_radius_of_another_dtype_does_not_change_that_of_the_radii():
         assert state.radii.dtype == jnp.float32
 
 
-def test_an_anchor_keeps_its_dtype_when_it_moves():
+def test_set_anchor_and_abstract_init_keep_the_anchor_dtype():
     tx = ftp(optax.sgd(0.1), anchor_dtype=jnp.bfloat16)
     moved: Any = tpgm_jax.set_anchor(tx.init({"w": jnp.ones(3)}), {"w": jnp.zeros(3)})
     assert moved.anchor["w"].dtype == jnp.bfloat16

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 import tpgm_jax
 from tpgm_jax._core import names as _names
 
-# Untyped, since a type checker would refuse much of what the errors are tested with.
+# Untyped, because a type checker rejects the wrong arguments of the error tests.
 add_anchor_decay: Any = tpgm_jax.add_anchor_decay
 set_anchor: Any = tpgm_jax.set_anchor
 
@@ -24,7 +24,7 @@ SHAPES = {"gain": (), "body": (3, 2), "head": (2, 2)}
 
 
 def trees(count, dtype=None):
-    """As many trees of random numbers."""
+    """`count` trees of random numbers."""
     return [random_tree(SHAPES, seed, dtype=dtype) for seed in range(count)]
 
 
@@ -37,14 +37,15 @@ def assert_close(received, expected, atol):
 def test_the_pull_is_weight_times_importance_times_displacement():
     anchor, params = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([5.0, 1.0])}
     grads = {"w": jnp.array([0.5, 0.25])}
-    # With the sign of a gradient, which what follows turns round: up where the weight went up.
+    # The pull has the sign of a gradient, which the learning rate negates later: it is positive
+    # where the weight has grown.
     for importance, pulled in ((None, [2.5, -0.25]), ({"w": np.array([2.0, 8.0])}, [4.5, -3.75])):
         tx = add_anchor_decay(0.5, importance=importance)
         updates, _ = make_update(tx)(grads, tx.init(anchor), params)
         np.testing.assert_array_equal(updates["w"], pulled)
 
 
-def test_coupled_it_is_the_gradient_of_a_quadratic_penalty(x64):
+def test_coupled_decay_is_the_gradient_of_a_quadratic_penalty(x64):
     anchor, importance, target = trees(3)
     tx = optax.chain(add_anchor_decay(0.3, importance=importance), optax.adam(0.1))
 
@@ -68,7 +69,7 @@ def test_coupled_it_is_the_gradient_of_a_quadratic_penalty(x64):
     )
 
 
-def test_decoupled_and_from_zero_it_is_the_decay_of_adamw(x64):
+def test_decoupled_decay_from_zero_equals_adamw(x64):
     params, *gradients = trees(6)
     decay = add_anchor_decay(0.2, anchor="zero")
     tx = optax.chain(optax.scale_by_adam(), decay, optax.scale_by_learning_rate(0.1))
@@ -81,14 +82,14 @@ def test_decoupled_and_from_zero_it_is_the_decay_of_adamw(x64):
     assert_close(received[0], expected[0], atol=5 * 12 * 2e-16)
 
 
-def test_a_decoupled_step_goes_a_fraction_of_the_way_back():
+def test_a_decoupled_step_goes_back_a_fraction_of_the_way():
     anchor, params = {"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([5.0, 1.0])}
     tx = optax.chain(add_anchor_decay(0.5), optax.scale_by_learning_rate(0.5))
     after, _ = make_step(tx)(params, tx.init(anchor), {"w": jnp.zeros(2)})
     np.testing.assert_array_equal(after["w"], [4.0, 1.25])
 
 
-def test_excluded_leaves_pass_untouched():
+def test_excluded_leaves_get_their_updates_unchanged():
     anchor, params, grads = trees(3)
     tx = add_anchor_decay(0.5, exclude="head")
     updates, state = make_update(tx)(grads, tx.init(anchor), params)
@@ -98,7 +99,7 @@ def test_excluded_leaves_pass_untouched():
     assert jax.tree.leaves(state.importance) == []
 
 
-def test_a_schedule_of_the_weight_is_read_at_the_number_of_updates_before():
+def test_a_weight_schedule_is_evaluated_at_the_number_of_previous_updates():
     weights = jnp.array([0.0, 1.0, 0.5])
     tx = add_anchor_decay(lambda step: weights[jnp.asarray(step)])
     update, state = make_update(tx), tx.init({"w": jnp.zeros(1)})
@@ -114,13 +115,13 @@ def test_half_precision_is_computed_in_float32():
     for name, received in updates.items():
         assert received.dtype == jnp.bfloat16
         w0, w, g, f = (np.asarray(x[name], np.float64) for x in (anchor, params, grads, importance))
-        # Half a spacing, 2^-8 of it, and a little for the float32 before.
+        # Half a spacing of bfloat16, 2^-8 of the number, and a little for the float32 computation.
         np.testing.assert_allclose(
             np.asarray(received, np.float64), g + 0.3 * f * (w - w0), rtol=1.01 / 2**8, atol=1e-6
         )
 
 
-def test_importances_are_found_by_name_and_may_lack_what_is_excluded():
+def test_importances_are_matched_by_name_and_may_lack_excluded_leaves():
     params, grads, importance = trees(3)
     model = nnx.Dict({name: nnx.Param(x) for name, x in importance.items() if name != "head"})
     others = OrderedDict(reversed(list(importance.items())))
@@ -133,7 +134,7 @@ def test_importances_are_found_by_name_and_may_lack_what_is_excluded():
         tx.update(grads, state, params)
 
 
-def test_importances_are_copied_into_the_state_and_no_constants_of_the_step():
+def test_importances_are_copied_into_the_state_and_are_not_constants_of_the_step():
     params, grads, importance = trees(3)
     tx = add_anchor_decay(0.5, importance=importance)
     state = tx.init(params)
@@ -145,7 +146,7 @@ def test_importances_are_copied_into_the_state_and_no_constants_of_the_step():
     assert not any(np.size(x) > 1 for x in constants)
 
 
-def test_importances_can_be_exchanged_for_the_next_tasks():
+def test_set_anchor_replaces_importances():
     params, grads, first, second = trees(4)
     tx = optax.chain(add_anchor_decay(0.5, importance=first), optax.sgd(0.1))
     exchanged = set_anchor(tx.init(grads), params, importance=second)
@@ -156,7 +157,7 @@ def test_importances_can_be_exchanged_for_the_next_tasks():
 
 
 @pytest.mark.parametrize("head", [{}, {"head": jnp.ones((2, 7))}])
-def test_exchanged_importances_are_copied_and_may_lack_what_is_excluded(head):
+def test_set_anchor_copies_importances_which_may_lack_excluded_leaves(head):
     params, grads, first, second = trees(4)
     tx = add_anchor_decay(0.5, importance=first, exclude="head")
     fisher = {name: x for name, x in second.items() if name != "head"} | head
@@ -166,15 +167,15 @@ def test_exchanged_importances_are_copied_and_may_lack_what_is_excluded(head):
     for name in ("gain", "body"):
         np.testing.assert_array_equal(state.importance[name], second[name])
     assert not jax.tree.leaves(state.importance["head"])
-    # Those of a state of ours that has none stay away, and the old ones where none are given.
+    # Without `importance`, the old importances stay, and a state without importances gets none.
     both: Any = optax.chain(tx, tpgm_jax.project_to_anchor(1.0))
     moved = set_anchor(both.init(params), grads)
     jax.tree.map(np.testing.assert_array_equal, moved[0].importance["body"], first["body"])
     np.testing.assert_array_equal(moved[1].anchor["body"], grads["body"])
 
 
-def laid_out(tree, mesh):
-    """The rows of every matrix on devices of their own."""
+def lay_out(tree, mesh):
+    """Shards the rows of every matrix over the devices."""
     specs = {name: P(*["data"] * bool(shape)) for name, shape in WIDE.items()}
     return {name: jax.device_put(x, NamedSharding(mesh, specs[name])) for name, x in tree.items()}
 
@@ -186,14 +187,14 @@ each_kind = pytest.mark.parametrize(
 
 
 @each_kind
-def test_eight_devices_pull_and_mix_as_one_does(kind):
+def test_eight_devices_decay_and_interpolate_the_same_as_one(kind):
     mesh = jax.make_mesh((8,), ("data",), (kind,), devices=jax.devices("cpu")[:8])
     anchor, params, grads, importance = (random_tree(WIDE, seed) for seed in range(4))
     one = add_anchor_decay(0.5, importance=importance)
     expected, _ = make_update(one)(grads, one.init(anchor), params)
     with jax.set_mesh(mesh):
         anchor, params, grads, importance = (
-            laid_out(x, mesh) for x in (anchor, params, grads, importance)
+            lay_out(x, mesh) for x in (anchor, params, grads, importance)
         )
         many = add_anchor_decay(0.5, importance=importance)
         state = many.init(anchor)
@@ -202,7 +203,7 @@ def test_eight_devices_pull_and_mix_as_one_does(kind):
     for name, x in params.items():
         for y in (updates[name], state.importance[name], mixed[name]):
             assert y.sharding.is_equivalent_to(x.sharding, x.ndim)
-        # Two ulps of numbers up to 4, as programs for many devices may fuse otherwise.
+        # Two ulps of numbers up to 4, because XLA may fuse differently for several devices.
         np.testing.assert_allclose(updates[name], expected[name], rtol=0, atol=2 * 4.8e-7)
 
 
@@ -210,7 +211,7 @@ PARAMS = {"w": jnp.ones((3, 2)), "v": jnp.ones(2)}
 DECAY = add_anchor_decay(0.1)
 
 
-def weighted(importance, **options):
+def init_with(importance, **options):
     return add_anchor_decay(0.1, importance=importance, **options).init(PARAMS)
 
 
@@ -220,12 +221,12 @@ ERRORS = {
     "weight missing": (lambda: add_anchor_decay(None), TypeError, "must be a number; got None"),
     "anchor unknown": (lambda: add_anchor_decay(1, anchor=""), ValueError, "`anchor` must be one"),
     "importance lacks a leaf": (
-        lambda: weighted({"w": PARAMS["w"]}),
+        lambda: init_with({"w": PARAMS["w"]}),
         ValueError,
         "`importance` lacks 'v'.*or `exclude` what it lacks",
     ),
     "importance of another shape": (
-        lambda: weighted({"w": 1.0, "v": PARAMS["v"]}),
+        lambda: init_with({"w": 1.0, "v": PARAMS["v"]}),
         ValueError,
         r"`importance` has 'w' of shape \(\), where \(3, 2\) is expected",
     ),
@@ -245,7 +246,7 @@ ERRORS = {
         r"the transformation has `importance` and the state has none.* call `init`",
     ),
     "a state with importances": (
-        lambda: DECAY.update(PARAMS, weighted(PARAMS), PARAMS),
+        lambda: DECAY.update(PARAMS, init_with(PARAMS), PARAMS),
         ValueError,
         r"the state has `importance` and the transformation has none.* call `init`",
     ),

@@ -1,4 +1,4 @@
-"""What `benchmarks/tpu_compile.py` reads off programs, and how it judges them."""
+"""How `benchmarks/tpu_compile.py` reads compiled programs and compares them with AdamW's."""
 
 import importlib.util
 import math
@@ -13,8 +13,8 @@ from benchmarks import pod, tpu_compile, trees
 from benchmarks.hlo import collectives, parts, size
 from benchmarks.pod import Placement
 
-# Every form that is counted: nested loops, of which one says its trip count and one only
-# compares; a transfer spread over three fusions; asynchronous pairs; a scatter in a fusion.
+# Every form of collective that is counted: in nested loops, one with a known trip count and one
+# with only a comparison; a transfer spread over fusions; asynchronous pairs; a scatter in a fusion.
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8]{0:T(128)})->f32[8]{0}}
 
@@ -76,7 +76,7 @@ metadata={op_name="jit(step)/reduce_sum" stack_frame_id=6}
 """
 
 
-def test_each_collective_of_a_program_is_read_once_with_its_bytes_and_runs():
+def test_each_collective_is_counted_once_with_its_bytes_and_runs():
     found = [(x.kind, x.bytes, x.runs) for x in collectives(PROGRAM)]
     assert found == [
         ("all-gather", 8 * 128 * 2, 15),
@@ -90,12 +90,12 @@ def test_each_collective_of_a_program_is_read_once_with_its_bytes_and_runs():
     ]
 
 
-def test_a_collective_says_where_it_comes_from_and_who_takes_part():
+def test_a_collective_has_its_operation_name_and_replica_groups():
     one = next(x for x in collectives(PROGRAM) if x.name)
     assert (one.name, one.replicas) == ("jit(step)/reduce_sum", "mesh['x'=4,'y'=2] {'x'}")
 
 
-def test_types_are_taken_apart():
+def test_tuple_types_are_split_into_their_elements():
     type_ = "(f32[2,3]{1,0:T(8,128)}, (bf16[], s4[3]), /*index=2*/f8e4m3fn[5], token[])"
     assert [size(x) for x in parts(type_)] == [24, 2 + 2, 5, 0]
     assert parts("f32[2]{0}") == ["f32[2]{0}"]
@@ -130,11 +130,11 @@ def test_every_case_divides_its_parameters_evenly_over_its_devices():
             for path, shape in shapes.items():
                 spec = placement.spec(path)
                 assert all(n % axes.get(x, 1) == 0 for n, x in zip(shape, spec, strict=False))
-                # Whatever is large lies on all devices.
+                # Large parameters are sharded over all devices.
                 assert (set(spec) >= set(axes)) == (math.prod(shape[-2:]) > 1e6), path
 
 
-def test_kernels_that_lead_back_to_the_residual_stream_lie_the_other_way_round():
+def test_kernels_that_write_to_the_residual_stream_have_the_transposed_layout():
     up, down = "layers/mlp/up/kernel", "layers/mlp/down/kernel"
     assert Placement(4, 2).spec(up) == P(None, "fsdp", "tensor")
     assert Placement(4, 2).spec(down) == P(None, "tensor", "fsdp")
@@ -146,10 +146,11 @@ def row(case, **numbers):
     return {x: str(y) for x, y in (blank | case.which | numbers).items()}
 
 
-def test_a_row_is_judged_against_that_of_adamw():
+def test_a_row_is_compared_with_the_row_of_adamw():
     case = tpu_compile.CASES[1]
     assert case.method == "ftp(adamw)"
-    # Of a layer's smallest kernel a device holds 2048 * 2048 / 256 numbers: here twice 32 KiB.
+    # A device holds 2048 * 2048 / 256 numbers of a layer's smallest kernel, in bfloat16 32 KiB.
+    # Smaller gathers do not count.
     assert str(case).startswith("v5e:16x16/64x4/1B")
     base = row(case, argument_bytes=4008, gathers="3x32768 1x65536", temporary_bytes=70)
     ours = row(
@@ -178,7 +179,7 @@ def test_a_row_is_judged_against_that_of_adamw():
     assert not tpu_compile.missed(tpu_compile.judged(base | {"argument_bytes": "6008"}, base))
 
 
-def test_rows_are_found_again(tmp_path):
+def test_rows_are_read_back_from_the_table(tmp_path):
     path, case = tmp_path / "table.csv", tpu_compile.CASES[2]
     assert tpu_compile.known(path) == {}
     tpu_compile.write([row(case, gathers="1x2")], tpu_compile.COLUMNS, path)

@@ -1,4 +1,4 @@
-"""Saving at any step, restoring, and going on as if nothing had been."""
+"""Checkpoints: a run restored at any step continues exactly like an uninterrupted run."""
 
 import functools
 import pickle
@@ -20,8 +20,8 @@ OPTIONS: Any = {"exclude": "head", "axes": {"layers": tpgm_jax.Axes(layers=0)}}
 ADAM = optax.adam(1e-2)
 
 
-def offloaded(tx):
-    """`tx`, of which the host holds what is large."""
+def with_offload(tx):
+    """`tx` with the large arrays of its state in host memory."""
     return tx._replace(init=lambda params: tpgm_jax.offload(tx.init(params)))
 
 
@@ -30,7 +30,7 @@ METHODS = {
     "ftp compact": lambda: tpgm_jax.ftp(ADAM, memory="compact", **OPTIONS),
     "ftp of an anchor handed in": lambda: tpgm_jax.ftp(ADAM, anchor="argument", **OPTIONS),
     "tpgm": lambda: tpgm_jax.tpgm(ADAM, every=3, **OPTIONS),
-    "ftp on the host": lambda: offloaded(tpgm_jax.ftp(ADAM, anchor_dtype="bfloat16", **OPTIONS)),
+    "ftp on the host": lambda: with_offload(tpgm_jax.ftp(ADAM, anchor_dtype="bfloat16", **OPTIONS)),
     "spd": lambda: tpgm_jax.spd(ADAM, **OPTIONS),
     "project_to_anchor": lambda: optax.chain(ADAM, tpgm_jax.project_to_anchor(0.05, **OPTIONS)),
     "add_anchor_decay": lambda: optax.chain(
@@ -39,11 +39,11 @@ METHODS = {
 }
 ANCHOR = random_tree(SHAPES, 0, dtype=jnp.float32)
 STEPS = 8
-NOT_FINITE = 2  # the step whose gradient is not: `skipped` has to be saved as well
+NOT_FINITE = 2  # the step with a non-finite gradient, so that `skipped` is saved as 1
 
 
 def make_step(name, tx):
-    """A jitted step on the gradients of step `t`, as a new process would compile it."""
+    """A freshly jitted step, as in a new process."""
 
     def held_out_loss(params):
         return sum(jnp.sum((x - 1) ** 2) for x in params.values())
@@ -66,8 +66,8 @@ def grads_at(t, name):
 
 
 @functools.cache
-def uninterrupted(name):
-    """Parameters and state before each step and after the last; and the step."""
+def uninterrupted_run(name):
+    """Parameters and state before each step and after the last; and a fresh step."""
     tx = METHODS[name]()
     step = make_step(name, tx)
     carries = [(ANCHOR, tx.init(ANCHOR))]
@@ -76,19 +76,19 @@ def uninterrupted(name):
     return carries, make_step(name, METHODS[name]())
 
 
-def pickled(carry, fresh, folder):
+def via_pickle(carry, fresh, folder):
     del fresh, folder
     return pickle.loads(pickle.dumps(jax.tree.map(np.asarray, carry)))
 
 
-def msgpacked(carry, fresh, folder):
-    """As Flax saves it: the numbers alone, poured into a state that `init` made."""
+def via_msgpack(carry, fresh, folder):
+    """Flax saves only the numbers, and restores them into a state from `init`."""
     del folder
     return serialization.from_bytes(fresh, serialization.to_bytes(carry))
 
 
-def orbaxed(carry, fresh, folder):
-    """As Orbax does it: to files, and back into shapes and shardings."""
+def via_orbax(carry, fresh, folder):
+    """Orbax saves to files, and restores into given shapes and shardings."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder, carry)
         checkpointer.wait_until_finished()
@@ -99,7 +99,7 @@ def abstract(tree):
     return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 
-def places(tree):
+def shardings(tree):
     return [x.sharding for x in jax.tree.leaves(tree)]
 
 
@@ -109,19 +109,19 @@ def assert_equal(tree, other):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("saved_and_loaded", [pickled, msgpacked, orbaxed])
-def test_a_run_resumed_at_any_step_equals_an_uninterrupted_one(name, saved_and_loaded, tmp_path):
-    carries, another_process = uninterrupted(name)
+@pytest.mark.parametrize("round_trip", [via_pickle, via_msgpack, via_orbax])
+def test_a_run_resumed_at_any_step_equals_an_uninterrupted_one(name, round_trip, tmp_path):
+    carries, another_process = uninterrupted_run(name)
     for stop in range(STEPS):
         fresh = ANCHOR, METHODS[name]().init(ANCHOR)
-        resumed = saved_and_loaded(carries[stop], fresh, tmp_path / str(stop))
+        resumed = round_trip(carries[stop], fresh, tmp_path / str(stop))
         assert_equal(resumed, carries[stop])
-        if saved_and_loaded is orbaxed:  # with what lay on the host there again
-            assert places(resumed) == places(fresh)
+        if round_trip is via_orbax:  # offloaded arrays are back in host memory
+            assert shardings(resumed) == shardings(fresh)
         for t in range(stop, STEPS):
             resumed = another_process(resumed, grads_at(t, name), ANCHOR)
         assert_equal(resumed, carries[STEPS])
-    # There was a skipped step to remember.
+    # One step was skipped, so the test covers `skipped`.
     assert optax.tree.get(carries[STEPS], "skipped", 1) == 1
 
 
@@ -129,7 +129,7 @@ def state_of(**options) -> Any:
     return tpgm_jax.ftp(ADAM, **OPTIONS, **options).init(ANCHOR)
 
 
-def test_flax_refuses_a_state_of_an_older_version_by_the_name_of_what_it_lacks():
+def test_the_error_of_flax_names_the_field_that_an_older_state_lacks():
     state = state_of()
     older = serialization.to_state_dict(state)
     del older["skipped"]
@@ -152,35 +152,35 @@ class OlderState(NamedTuple):
 
 
 @pytest.mark.parametrize("saved", ["older", "newer"])
-def test_orbax_refuses_a_state_of_another_version_by_the_name_of_what_differs(saved, tmp_path):
+def test_the_error_of_orbax_names_the_field_that_differs_between_versions(saved, tmp_path):
     newer = state_of()
     older = OlderState(**{name: getattr(newer, name) for name in OlderState._fields})
     states = {"older": older, "newer": newer}
     wanted = states["newer" if saved == "older" else "older"]
     with pytest.raises(ValueError, match=r"structures do not match:\nskipped:\n"):
-        orbaxed(states[saved], wanted, tmp_path / "state")
+        via_orbax(states[saved], wanted, tmp_path / "state")
 
 
-def test_a_state_of_as_many_radii_but_of_other_leaves_is_refused_by_their_name(tmp_path):
-    # (Of another number of radii Orbax itself refuses it, with the two shapes.)
+def test_a_state_with_equally_many_radii_but_other_leaves_is_refused(tmp_path):
+    # With another number of radii Orbax itself raises an error that shows both shapes.
     tx = tpgm_jax.ftp(ADAM, **{**OPTIONS, "exclude": "bias"})
-    restored = orbaxed(state_of(), tx.init(ANCHOR), tmp_path / "state")
+    restored = via_orbax(state_of(), tx.init(ANCHOR), tmp_path / "state")
     with pytest.raises(ValueError, match="constrained, by `exclude` was different"):
         tx.update(ANCHOR, restored, ANCHOR)
 
 
-def test_a_state_without_displacement_is_refused_by_the_name_of_the_field(tmp_path):
+def test_a_state_without_displacement_is_refused_by_full_memory(tmp_path):
     compact, full = state_of(memory="compact"), state_of()
-    # Orbax fills what was not saved with `None`.
-    restored = orbaxed(compact, full, tmp_path / "state")
+    # Orbax restores missing arrays as `None`.
+    restored = via_orbax(compact, full, tmp_path / "state")
     tx = tpgm_jax.ftp(ADAM, **OPTIONS)
     with pytest.raises(ValueError, match="`memory` was 'compact'"):
         tx.update(ANCHOR, restored, ANCHOR)
 
 
-def test_a_state_with_a_displacement_is_refused_by_a_run_without(tmp_path):
+def test_a_state_with_displacement_is_refused_by_compact_memory(tmp_path):
     compact, full = state_of(memory="compact"), state_of()
-    restored = orbaxed(full, compact, tmp_path / "state")
+    restored = via_orbax(full, compact, tmp_path / "state")
     with pytest.raises(ValueError, match="`memory` was 'full'"):
         tpgm_jax.check_state(restored, ANCHOR)
 
@@ -200,7 +200,7 @@ def test_an_nnx_optimizer_is_saved_and_restored_whole(tmp_path):
     model_2, optimizer_2 = build()
     fresh = nnx.state((model_2, optimizer_2))
     nnx.update(
-        (model_2, optimizer_2), orbaxed(nnx.state((model, optimizer)), fresh, tmp_path / "x")
+        (model_2, optimizer_2), via_orbax(nnx.state((model, optimizer)), fresh, tmp_path / "x")
     )
     for pair in (model, optimizer), (model_2, optimizer_2):
         step(*pair)

@@ -1,4 +1,4 @@
-"""What devices tell each other in a step, read off the compiled program."""
+"""The collectives of a step, counted in the compiled program."""
 
 import math
 import re
@@ -34,7 +34,7 @@ COLLECTIVE = re.compile(
 
 
 def model(blocks, mixed):
-    """Shapes and layouts: alike in all kernels, or of rows and columns in turn."""
+    """Shapes and layouts: the same for all kernels, or alternating if `mixed`."""
     shapes, specs = {"layers/kernel": (3, 64, 256)}, {"layers/kernel": P(None, "fsdp", "tensor")}
     for i in range(blocks):
         shapes |= {f"{i}/up/kernel": (64, 256), f"{i}/up/bias": (256,)}
@@ -47,7 +47,7 @@ def model(blocks, mixed):
 
 
 def collectives(tx, kind, blocks, mixed):
-    """How many there are of each kind, and the most numbers that one of them hands on."""
+    """How many collectives of each kind there are, and the size of the largest in numbers."""
     mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), (kind, kind), devices=jax.devices("cpu")[:8])
     shapes, specs = model(blocks, mixed)
     with jax.set_mesh(mesh):
@@ -72,11 +72,11 @@ def collectives(tx, kind, blocks, mixed):
 
 @each_kind
 @each_method
-def test_a_step_takes_four_all_reduces_of_norms_and_nothing_else(tx, kind):
+def test_a_step_has_at_most_four_all_reduces_and_no_other_collectives(tx, kind):
     kinds, largest = collectives(tx, kind, blocks=4, mixed=False)
     assert set(kinds) == {"all-reduce"}
     assert kinds["all-reduce"] <= 4
-    # The norms of the rows on one device: 128 of each of three scanned layers.
+    # One device holds 128 rows of each of three scanned layers, so that many norms.
     assert largest <= 3 * 128
 
 
@@ -84,9 +84,9 @@ def test_a_step_takes_four_all_reduces_of_norms_and_nothing_else(tx, kind):
     "name",
     mostly_slow({x: x for x in ("ftp", "ftp by anchor", "ftp compact l2", "spd")}, "ftp"),
 )
-def test_their_number_does_not_grow_with_the_leaves(name):
-    # Where kernels lie in different ways, each of the three stages (hyper-gradients, norms, largest
-    # norms) sums over up to three sets of devices: along either axis, or both.
+def test_the_number_of_collectives_does_not_grow_with_the_number_of_leaves(name):
+    # With mixed layouts each of the three stages (hyper-gradients, norms, largest norms) reduces
+    # over up to three sets of devices: along either mesh axis, or both.
     few, many = (
         collectives(METHODS[name], AxisType.Auto, blocks, mixed=True)[0] for blocks in (1, 4)
     )
@@ -96,6 +96,6 @@ def test_their_number_does_not_grow_with_the_leaves(name):
 
 
 @each_kind
-def test_the_decay_needs_no_word_from_other_devices(kind):
+def test_the_decay_needs_no_collectives(kind):
     decay = optax.chain(add_anchor_decay(0.1), optax.adam(0.1))
     assert not collectives(decay, kind, blocks=1, mixed=True)[0]

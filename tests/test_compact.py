@@ -25,7 +25,7 @@ each_norm = pytest.mark.parametrize("norm", ["mars", "l2"])
 
 
 def trajectory(dtype, steps=80, **options):
-    """Parameters and radii of every step, on given gradients that turn round half-way."""
+    """Parameters and radii of every step, with gradients that reverse half-way."""
     anchor, there = random_tree(SHAPES, 0, dtype=dtype), random_tree(SHAPES, 1, dtype=dtype)
     noise = random_tree({name: (steps, *shape) for name, shape in SHAPES.items()}, 2, dtype=dtype)
     tx: Any = tpgm_jax.ftp(optax.adam(1e-2), **PARTS, **options)
@@ -33,7 +33,7 @@ def trajectory(dtype, steps=80, **options):
     def step(carry, given):
         params, state = carry
         t, noise = given
-        # Out for half of the time, then back to the anchor, where radii collapse.
+        # Away from the anchor for half of the steps, then back to it, where radii collapse.
         sign = jnp.where(t < steps // 2, -1.0, 1.0).astype(dtype)
         grads = {name: sign * there[name] + 0.3 * noise[name] for name in there}
         updates, state = tx.update(grads, state, params)
@@ -45,39 +45,39 @@ def trajectory(dtype, steps=80, **options):
 
 
 @functools.cache
-def expected_of(norm):
+def expected_trajectory(norm):
     """The trajectory with the displacement stored, in float64."""
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, trajectory(jnp.float64, norm=norm))
 
 
 @each_norm
-def test_float32_follows_the_stored_displacement_in_float64(norm):
-    exact_params, exact_radii = expected_of(norm)
+def test_compact_memory_in_float32_follows_full_memory_in_float64(norm):
+    exact_params, exact_radii = expected_trajectory(norm)
     params, radii = trajectory(jnp.float32, norm=norm, memory="compact")
-    # As for the published traces: what is asked of the compact memory in float32.
+    # The tolerance for compact memory in float32, as with the published traces.
     np.testing.assert_allclose(radii, exact_radii, rtol=0, atol=1e-4)
     for name, value in params.items():
-        # A row on its floor is off by its weights' share of 256 ulps of its own size.
+        # A row at its floor is off by 256 ulps of its norm, and a weight by its share of that.
         share = 1.0 if norm == "mars" else np.sqrt(value[0].size)
         floor = 256 * 1.2e-7 * share * np.abs(value[0]).max()
         np.testing.assert_allclose(value, exact_params[name], rtol=0, atol=1e-4 + floor)
 
 
 @each_norm
-def test_float64_recovers_the_displacement_to_rounding(norm):
+def test_compact_memory_in_float64_equals_full_memory_up_to_rounding(norm):
     with jax.enable_x64(True):
         received = trajectory(jnp.float64, norm=norm, memory="compact")
-        # The floor is 256 * 2e-16 = 6e-14 of a row. Above it the direction is known to 1 / 256 of
-        # an ulp only where the radius is at its least, 1e-8, which is far above.
+        # The floor is 256 * 2e-16 = 6e-14 of a row's norm. A direction has an error of 1 / 256
+        # there, but the smallest radius, 1e-8, is far above it.
         jax.tree.map(
             lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6),
-            *(received, expected_of(norm)),
+            *(received, expected_trajectory(norm)),
         )
 
 
 def test_a_collapsed_radius_recovers_at_the_same_step():
-    # One weight of size 1 a row; the gradient points back for 60 steps and then out for good.
+    # Weights of size 1. The gradient points back for 60 steps, and then away from the anchor.
     def radii(memory):
         params = {"kernel": jnp.ones((4, 3))}
         tx = tpgm_jax.ftp(optax.sgd(1e-2), memory=memory)
@@ -100,7 +100,7 @@ def test_a_collapsed_radius_recovers_at_the_same_step():
     # Rows of 4 weights of size 2: N(W0) = 8, and the floor 256 * 2^-23 * 8, or 2^-7 * 8.
     [(jnp.float32, 2.0**-12), (jnp.bfloat16, 2.0**-4)],
 )
-def test_no_row_is_pulled_nearer_than_its_floor(dtype, floor):
+def test_rows_stay_at_least_their_floor_from_the_anchor(dtype, floor):
     params = {"kernel": jnp.full((4, 3), 2.0, dtype)}
     tx = tpgm_jax.ftp(optax.sgd(1.0), memory="compact")
     moved, state = make_step(tx)(params, tx.init(params), {"kernel": -jnp.ones((4, 3), dtype)})
@@ -108,31 +108,31 @@ def test_no_row_is_pulled_nearer_than_its_floor(dtype, floor):
     assert tpgm_jax.radii(state, params) == {"kernel": pytest.approx(1e-8)}
 
 
-def test_the_next_step_starts_where_the_radius_wanted_the_row():
+def test_the_next_step_first_scales_a_lifted_row_back_to_its_radius():
     params = {"kernel": jnp.full((4, 3), 2.0)}
     tx = tpgm_jax.ftp(optax.sgd(1.0), memory="compact", initial_radius=1e-8)
     step, state = make_step(tx), tx.init(params)
     params, state = step(params, state, {"kernel": jnp.full((4, 3), -1.0)})
-    # No update: what remains is the displacement, of norm 1e-8 and not 2^-12.
+    # Without an update the displacement remains. Its norm is 1e-8, not 2^-12.
     params, state = step(params, state, {"kernel": jnp.zeros((4, 3))})
-    # The radius cannot exceed the norm of what the step started from, plus 1e-8.
+    # The radius cannot exceed the norm that the step started from, plus 1e-8.
     assert tpgm_jax.radii(state, params)["kernel"] <= 2.1e-8
 
 
-def test_a_row_that_was_inside_the_ball_was_not_lifted():
-    # The radius is below the floor of 2^-12; of the two rows one went less far than it.
+def test_a_row_inside_the_ball_is_not_lifted_to_its_floor():
+    # The radius, 1e-4, is below the floor of 2^-12. One of the two rows moves less than the radius.
     params = {"kernel": jnp.full((4, 2), 2.0)}
     tx = tpgm_jax.ftp(optax.sgd(1.0), memory="compact", initial_radius=1e-4)
     step, state = make_step(tx), tx.init(params)
-    near = 2.0**-20  # of the rows' weights, four spacings of numbers from 2 on
+    near = 2.0**-20  # the move of each weight, four spacings of float32 numbers above 2
     moved, state = step(params, state, {"kernel": jnp.tile(jnp.array([-1.0, -near]), (4, 1))})
     again, _ = step(moved, state, {"kernel": jnp.zeros((4, 2))})
     np.testing.assert_array_equal(moved["kernel"][:, 1] - 2.0, near)
     np.testing.assert_array_equal(again["kernel"][:, 1], moved["kernel"][:, 1])
 
 
-def test_weights_moved_by_others_are_not_mistaken_for_a_floor():
-    # The radius of 1 is above the floor, so that a step starts from wherever the weights are.
+def test_weights_changed_between_steps_are_not_mistaken_for_lifted_rows():
+    # The radius of 1 is above the floor, so a step starts from the weights as they are.
     def after_two_steps(memory):
         params = {"kernel": jnp.ones((4, 3))}
         tx = tpgm_jax.ftp(optax.sgd(1.0), memory=memory, initial_radius=1.0)
@@ -147,7 +147,7 @@ def test_weights_moved_by_others_are_not_mistaken_for_a_floor():
     )
 
 
-def test_the_first_step_starts_from_the_weights_wherever_they_are():
+def test_the_first_step_starts_from_the_weights_even_away_from_the_anchor():
     anchor, params = {"kernel": jnp.ones((4, 3))}, {"kernel": jnp.full((4, 3), 1.5)}
     tx = tpgm_jax.ftp(optax.sgd(1.0), memory="compact", anchor="argument", initial_radius=9.0)
     step = make_step(tx, anchor=anchor)
@@ -155,7 +155,7 @@ def test_the_first_step_starts_from_the_weights_wherever_they_are():
     np.testing.assert_array_equal(moved["kernel"], params["kernel"])
 
 
-def test_the_state_is_one_anchor_larger_than_the_base_optimizers():
+def test_the_state_adds_one_anchor_to_the_base_optimizer_state():
     params = random_tree({"kernel": (300, 400)}, 0)
 
     def size(tx):
@@ -168,7 +168,7 @@ def test_the_state_is_one_anchor_larger_than_the_base_optimizers():
     assert size(without) - base < small
 
 
-def test_bfloat16_trains_at_least_as_well():
+def test_bfloat16_trains_at_least_as_well_as_with_full_memory():
     def final_loss(memory):
         shapes = {"kernel": (32, 8)}
         target = random_tree(shapes, 1, scale=0.2)["kernel"]

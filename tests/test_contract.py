@@ -1,4 +1,4 @@
-"""What optax and JAX expect of any transformation, for all of ours."""
+"""The contract of optax and JAX for transformations, checked for all of ours."""
 
 from functools import cache, partial
 
@@ -26,13 +26,13 @@ each_dtype = pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32",
 
 
 def types(tree):
-    """Containers, and of each leaf the shape, dtype, weak type and sharding."""
+    """The tree with the type of each leaf: shape, dtype, weak type and sharding."""
     return jax.tree.map(jax.typeof, tree)
 
 
 @cache
-def compiled(make):
-    """`init`, the step, and a list that grows when the step is traced. In float64."""
+def compile_step(make):
+    """Jitted `init` and step in float64, and a list that grows when the step is traced."""
     tx, traces = make(), []
 
     def step(params, state):
@@ -42,9 +42,9 @@ def compiled(make):
     return jax.jit(tx.init), jax.jit(step), traces
 
 
-def one_by_one(make, seed=0):
+def run_steps(make, seed=0):
     """Parameters and state after some compiled steps."""
-    init, step, _ = compiled(make)
+    init, step, _ = compile_step(make)
     params = numbers(seed)
     state = init(params)
     for _ in range(STEPS):
@@ -52,7 +52,7 @@ def one_by_one(make, seed=0):
     return params, state
 
 
-def scanned(tx, params):
+def scan_steps(tx, params):
     step = stepper(tx)
     start = params, tx.init(params)
     return jax.lax.scan(lambda carry, _: (step(*carry), None), start, length=STEPS)[0]
@@ -65,7 +65,7 @@ def test_accepts_unknown_extra_args(make):
 
 
 @pytest.mark.parametrize("wrap", [ftp, tpgm, spd])
-def test_hands_the_base_optimizer_the_extra_args_that_it_needs(wrap):
+def test_passes_extra_args_on_to_the_base_optimizer(wrap):
     def init(params):
         del params
         return optax.EmptyState()
@@ -83,13 +83,13 @@ def test_hands_the_base_optimizer_the_extra_args_that_it_needs(wrap):
 
 @each_transform
 def test_compiles_once(make, x64):
-    one_by_one(make)
-    assert len(compiled(make)[2]) == 1
+    run_steps(make)
+    assert len(compile_step(make)[2]) == 1
 
 
 @each_dtype
 @each_transform
-def test_updates_are_of_the_parameters_type_and_states_of_the_states(make, dtype):
+def test_an_update_keeps_the_types_of_params_and_state(make, dtype):
     with jax.enable_x64(dtype == "float64"):
         params, tx = numbers(dtype=dtype), make()
         state = tx.init(params)
@@ -112,7 +112,7 @@ def test_updates_are_of_the_parameters_type_and_states_of_the_states(make, dtype
     ],
     ids=["ftp", "tpgm", "spd", "project_to_anchor", "add_anchor_decay"],
 )
-def test_its_state_keeps_its_type_though_parameters_be_weakly_typed(tx):
+def test_state_types_are_stable_for_weakly_typed_params(tx):
     params = {"gain": jnp.asarray(1.0), "bias": jnp.full(3, 1.0)}
     assert params["gain"].weak_type
     state = tx.init(params)
@@ -124,7 +124,7 @@ def test_its_state_keeps_its_type_though_parameters_be_weakly_typed(tx):
 def test_steps_in_mixed_precision_stay_finite(make):
     dtypes = {"layers": "bfloat16", "head": "float16", "gain": "float32"}
     params = {name: numbers(dtype=dtype)[name] for name, dtype in dtypes.items()}
-    after, state = jax.jit(lambda params: scanned(make(), params))(params)
+    after, state = jax.jit(lambda params: scan_steps(make(), params))(params)
     assert types(after) == types(params)
     for x in jax.tree.leaves((after, state)):
         assert jnp.all(jnp.isfinite(x))
@@ -143,7 +143,7 @@ def test_a_step_may_be_skipped_by_cond(make, dtype):
 
 
 @each_transform
-def test_init_takes_shapes_for_parameters(make):
+def test_init_accepts_shapes_in_place_of_params(make):
     params, tx = numbers(), make()
     shapes, state = jax.eval_shape(lambda: params), tx.init(params)
     abstract = jax.eval_shape(tx.init, shapes)
@@ -156,7 +156,7 @@ def test_init_takes_shapes_for_parameters(make):
 
 
 @pytest.mark.parametrize("name", [name for name in TRANSFORMS if "of parts" not in name])
-def test_an_empty_tree_passes(name):
+def test_an_empty_tree_is_accepted(name):
     tx = TRANSFORMS[name]()
     updates, state = jax.jit(lambda: tx.update({}, tx.init({}), {}, held_out_loss=lambda _: 0.0))()
     assert updates == {}
@@ -171,23 +171,23 @@ def test_params_and_state_may_be_donated(make, x64):
         given = params, state
         params, state = step(params, state)
         assert all(x.is_deleted() for x in jax.tree.leaves(given))
-    assert_close((params, state), one_by_one(make))
+    assert_close((params, state), run_steps(make))
 
 
 @each_mostly_slow_transform
 def test_scanned_steps_equal_steps_one_by_one(make, x64):
-    received = jax.jit(lambda params: scanned(make(), params))(numbers())
-    assert_close(received, one_by_one(make))
+    received = jax.jit(lambda params: scan_steps(make(), params))(numbers())
+    assert_close(received, run_steps(make))
 
 
 @each_mostly_slow_transform
 def test_seeds_under_vmap_equal_each_seed_alone(make, x64):
     seeds = range(3)
     params = jax.tree.map(lambda *x: jnp.stack(x), *map(numbers, seeds))
-    received = jax.jit(jax.vmap(lambda params: scanned(make(), params)))(params)
+    received = jax.jit(jax.vmap(lambda params: scan_steps(make(), params)))(params)
     for seed in seeds:
         at_seed = jax.tree.map(lambda x, i=seed: x[i], received)
-        assert_close(at_seed, one_by_one(make, seed))
+        assert_close(at_seed, run_steps(make, seed))
 
 
 def valley(params):
@@ -224,16 +224,16 @@ def test_converges(make, objective, shapes, minimum):
         step = stepper(tx, objective)
         carry = params, tx.init(params)
         passed = jax.lax.scan(lambda carry, _: (step(*carry), carry[0]), carry, length=20_000)[1]
-        # At a constant learning rate of 1 Adam goes on jumping about the minimum.
+        # At a constant learning rate of 1 Adam keeps jumping around the minimum.
         return jax.tree.map(lambda x: jnp.median(x[-2_000:], axis=0), passed)
 
-    # The tolerance is that of optax's own tests: it tells descent from its absence.
+    # The tolerance of optax's own tests. It distinguishes convergence from no progress.
     for x in jax.tree.leaves(descend(start)):
         np.testing.assert_allclose(x, minimum, rtol=3e-2)
 
 
-def test_tpgm_comes_back_to_the_minimum_of_a_valley():
-    # It does not stay: where the slope vanishes, Adam still takes whole steps with the radii.
+def test_tpgm_returns_to_the_minimum_of_a_valley():
+    # It does not stay there: Adam takes full steps with the radii even where the slope vanishes.
     tx, start = tpgm(optax.adam(0.01)), {"a": jnp.zeros(2)}
 
     @jax.jit
@@ -243,7 +243,7 @@ def test_tpgm_comes_back_to_the_minimum_of_a_valley():
         return jax.lax.scan(lambda carry, _: (step(*carry), carry[0]), carry, length=40_000)[1]
 
     distances = np.abs(descend(start)["a"][5_000:] - 1.0).max(axis=1)
-    # Off by more than 3 % for 26 to 30 % of the steps, at learning rates from 0.008 to 0.012; at
-    # any one step rounding decides.
+    # Measured: off by more than 3 % in 26 to 30 % of the steps, at learning rates from 0.008 to
+    # 0.012. Whether a given step is among them depends on rounding.
     assert np.median(distances) < 3e-2
     assert np.mean(distances > 3e-2) < 1 / 3

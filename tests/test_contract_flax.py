@@ -1,4 +1,4 @@
-"""Our transformations on the containers that Flax keeps parameters in."""
+"""Our transformations on Flax's parameter containers."""
 
 import functools
 from typing import Any
@@ -85,7 +85,7 @@ def linen_run(method, boxed):
 
 
 @each_method
-def test_boxed_parameters_learn_as_plain_ones(method, x64):
+def test_boxed_parameters_learn_the_same_as_plain_ones(method, x64):
     boxed, boxed_state = linen_run(method, boxed=True)
     params, state = linen_run(method, boxed=False)
     box: Any = boxed["layers"]["dense"]["kernel"]
@@ -174,7 +174,7 @@ def nnx_start(tx):
 
 
 @each_method
-def test_an_nnx_optimizer_learns_as_a_linen_loop(method, x64):
+def test_an_nnx_optimizer_learns_the_same_as_a_linen_loop(method, x64):
     model, optimizer = nnx_start(method(**OPTIONS))
     for _ in range(STEPS):
         nnx_step(model, optimizer)
@@ -190,7 +190,7 @@ def test_an_nnx_optimizer_learns_as_a_linen_loop(method, x64):
 
 
 @each_method
-def test_an_nnx_optimizer_can_be_anchored_elsewhere(method, x64):
+def test_set_anchor_works_on_the_state_of_an_nnx_optimizer(method, x64):
     model, optimizer = nnx_start(method(**OPTIONS))
     nnx_step(model, optimizer)
     elsewhere = nnx.state(model, nnx.Param)

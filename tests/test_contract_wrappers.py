@@ -10,7 +10,7 @@ import optax
 import pytest
 from conftest import mostly_slow
 from jax.sharding import PartitionSpec
-from transforms import STEPS, assert_close, each_transform, loss, numbers, stepper
+from transforms import assert_close, each_transform, loss, numbers, run, stepper
 
 import tpgm_jax
 from tpgm_jax import add_anchor_decay, ftp, project_to_anchor, spd, tpgm
@@ -22,7 +22,7 @@ METHODS = {
     "ProjectToAnchorState": lambda **options: optax.chain(
         optax.adam(0.1), project_to_anchor(0.5, **options)
     ),
-    # At this rate it acts within the first steps.
+    # At this rate SPD acts within the first steps.
     "SPDState": lambda **options: spd(optax.adam(1.0), **options),
     "AnchorDecayState": lambda **options: optax.chain(
         add_anchor_decay(0.3, **options), optax.adam(0.1)
@@ -31,14 +31,6 @@ METHODS = {
 LEARNED = [METHODS["FTPState"], METHODS["TPGMState"]]
 each_method = pytest.mark.parametrize("method", mostly_slow(METHODS, "FTPState", "TPGMState"))
 HEAD = {"layers": False, "head": True, "gain": False}
-
-
-def run(tx, params):
-    """Parameters and state after some compiled steps."""
-    step, state = jax.jit(stepper(tx)), jax.jit(tx.init)(params)
-    for _ in range(STEPS):
-        params, state = step(params, state)
-    return params, state
 
 
 @functools.cache
@@ -76,7 +68,7 @@ def test_multi_steps_and_cond_wrappers_keep_all_types(make, dtype):
 
 
 @each_method
-def test_apply_if_finite_steps_over_a_gradient_that_is_not(method, x64):
+def test_apply_if_finite_skips_a_gradient_that_is_not_finite(method, x64):
     params = numbers()
     bad = numbers(1) | {"gain": jnp.asarray(jnp.nan)}
     plain, guarded = method(), optax.apply_if_finite(method(), max_consecutive_errors=2)
@@ -94,8 +86,8 @@ def test_apply_if_finite_steps_over_a_gradient_that_is_not(method, x64):
 
 
 @each_method
-def test_a_part_of_the_model_under_partition_learns_as_with_the_rest_excluded(method, x64):
-    # What is excluded gets the base optimizer, and the loss has a term for each leaf.
+def test_partitioning_off_the_rest_equals_excluding_it(method, x64):
+    # Excluded leaves get the base optimizer's update, and the loss is a sum over leaves.
     labels = {"layers": "body", "head": "head", "gain": "body"}
     alone = optax.adam(1.0 if method is METHODS["SPDState"] else 0.1)
     parts: Any = {"body": method(), "head": alone}
@@ -108,7 +100,7 @@ def test_a_part_of_the_model_under_partition_learns_as_with_the_rest_excluded(me
 
 
 @each_method
-def test_a_part_of_the_model_under_masked_learns_as_with_the_rest_excluded(method, x64):
+def test_masking_the_rest_equals_excluding_it(method, x64):
     body = {name: not flag for name, flag in HEAD.items()}
     freeze_head = optax.masked(optax.set_to_zero(), HEAD)
     params, _ = run(optax.chain(optax.masked(method(), body), freeze_head), numbers())
@@ -117,7 +109,7 @@ def test_a_part_of_the_model_under_masked_learns_as_with_the_rest_excluded(metho
 
 
 @each_method
-def test_named_chain_forwards_what_the_method_needs(method, x64):
+def test_named_chain_passes_extra_args_on(method, x64):
     clip: Any = optax.clip_by_global_norm(1.0)
     params, state = run(optax.named_chain(("clip", clip), ("method", method())), numbers())
     expected, chained = run(optax.chain(clip, method()), numbers())
@@ -152,8 +144,8 @@ INJECTED = {
 
 
 @pytest.mark.parametrize(("factory", "arguments"), INJECTED.values(), ids=INJECTED)
-def test_injected_hyperparameters_act_as_given_ones(factory, arguments, x64):
-    # A function would be taken for a schedule.
+def test_injected_hyperparameters_equal_fixed_ones(factory, arguments, x64):
+    # `inject_hyperparams` would treat a function as a schedule.
     static = [name for name in ("exclude", "axes") if callable(arguments.get(name))]
     injected = optax.inject_hyperparams(factory, static_args=static)(**arguments)
     params, state = run(injected, numbers())
@@ -161,9 +153,9 @@ def test_injected_hyperparameters_act_as_given_ones(factory, arguments, x64):
     assert_close((params, state.inner_state), expected)
 
 
-def test_the_injected_weight_of_a_decay_acts_as_a_given_one(x64):
+def test_the_injected_weight_of_a_decay_equals_a_fixed_one(x64):
     arguments = {"weight": 0.3, "exclude": "head/.*", "importance": numbers(9)}
-    # It has no `axes`, and needs nothing static unless `exclude` is a function.
+    # `add_anchor_decay` has no `axes`, and `exclude` is static only if it is a function.
     injected = optax.inject_hyperparams(add_anchor_decay)(**arguments)
     params, state = run(optax.chain(injected, optax.sgd(0.1)), numbers())
     expected = run(optax.chain(add_anchor_decay(**arguments), optax.sgd(0.1)), numbers())
@@ -188,57 +180,6 @@ def test_injected_hyperparameters_need_not_be_rounded_to_half_precision():
     updates, _ = updater(injected)(grads, injected.init(params), params)
     expected, _ = updater(plain)(grads, plain.init(params), params)
     jax.tree.map(np.testing.assert_array_equal, updates, expected)
-
-
-@pytest.mark.parametrize(
-    ("constant", "schedule"),
-    [
-        (ftp(optax.adam(0.1), k=0.5), ftp(optax.adam(0.1), k=optax.constant_schedule(0.5))),
-        (project_to_anchor(0.5), project_to_anchor(optax.constant_schedule(0.5))),
-        (add_anchor_decay(0.5), add_anchor_decay(optax.constant_schedule(0.5))),
-        (
-            spd(optax.sgd(0.6, momentum=0.9), strength=0.5),
-            spd(optax.sgd(0.6, momentum=0.9), strength=optax.constant_schedule(0.5)),
-        ),
-        (
-            tpgm(optax.sgd(0.1), radius_optimizer=optax.adam(0.02)),
-            tpgm(
-                optax.sgd(optax.constant_schedule(0.1)),
-                radius_optimizer=optax.adam(optax.constant_schedule(0.02)),
-            ),
-        ),
-    ],
-    ids=["k", "radius", "weight", "strength", "learning rates"],
-)
-def test_a_constant_schedule_acts_as_the_constant(constant, schedule, x64):
-    assert_close(run(schedule, numbers())[0], run(constant, numbers())[0])
-
-
-def test_a_schedule_is_read_at_the_number_of_updates_before():
-    radii = jnp.array([0.25, 1.0, 0.5])  # exact in float32, as all that follows
-    tx = project_to_anchor(lambda step: radii[jnp.asarray(step)])
-    params: Any = {"bias": jnp.zeros(1)}
-    state, update = tx.init(params), updater(tx)
-    for radius in radii:
-        updates, state = update({"bias": jnp.full(1, 16.0)}, state, params)
-        params = optax.apply_updates(params, updates)
-        assert params["bias"] == radius
-
-
-def test_a_schedule_of_k_switches_between_constants(x64):
-    def learn(tx, params, state, seeds):
-        for seed in seeds:
-            updates, state = updater(tx)(numbers(seed), state, params)
-            params = optax.apply_updates(params, updates)
-        return params, state
-
-    full, none = ftp(optax.sgd(0.1), k=1.0), ftp(optax.sgd(0.1), k=0.0)
-    scheduled = ftp(optax.sgd(0.1), k=lambda step: jnp.where(jnp.asarray(step) < 4, 1.0, 0.0))
-    # Some radii are pushed down just before the switch, and some just after it.
-    params = numbers()
-    received = learn(scheduled, params, scheduled.init(params), range(6))
-    switched = learn(full, params, full.init(params), range(4))
-    assert_close(received, learn(none, *switched, range(4, 6)))
 
 
 # ---- optax.tree
@@ -266,7 +207,7 @@ def test_our_state_is_found_inside_wrappers_by_its_name(name, wrap):
 @each_method
 def test_fields_of_the_base_optimizer_are_found_by_their_names(method):
     state = jax.jit(method().init)(numbers())
-    # The radii have an Adam of their own, which is told apart by where it is.
+    # The radii have their own Adam, which is recognized by its path.
     count = optax.tree.get(
         state, "count", filtering=lambda path, _: "radius_state" not in jax.tree_util.keystr(path)
     )
@@ -278,10 +219,10 @@ def test_fields_of_the_base_optimizer_are_found_by_their_names(method):
 
 
 @each_transform
-def test_map_params_gives_copies_of_the_parameters_their_partition_specs(make):
+def test_map_params_assigns_partition_specs_to_copies_of_the_params(make):
     params, tx = numbers(), make()
     specs = jax.tree.map(lambda p: PartitionSpec(*["axis"] * p.ndim), params)
-    # Where nothing is kept of a leaf there is a hole, as in `optax.masked`.
+    # A leaf that is not stored has a placeholder, as in `optax.masked`.
     everything = optax.tree.map_params(
         tx,
         lambda _, spec: spec,
@@ -299,7 +240,7 @@ def test_map_params_gives_copies_of_the_parameters_their_partition_specs(make):
 
 @pytest.mark.parametrize("exclude", [HEAD, ("head/.*", "gain"), lambda path, _: "head" in path])
 @each_method
-def test_map_params_without_a_change_returns_the_state(method, exclude):
+def test_map_params_of_the_identity_returns_the_state(method, exclude):
     tx = method(exclude=exclude)
     state = tx.init(numbers())
     received = optax.tree.map_params(tx, lambda leaf: leaf, state)

@@ -1,4 +1,4 @@
-"""The demo in its smallest form, and the data it rests on."""
+"""The demo at its smallest size, and its data."""
 
 import json
 import math
@@ -90,16 +90,16 @@ def test_printed_digits_are_a_function_of_the_generator():
     np.testing.assert_array_equal(images, again)
 
 
-def test_warps_move_and_turn_as_they_say():
+def test_warps_translate_rotate_and_scale():
     image = np.zeros((1, 16, 16))
     image[0, 5, 10] = 1
     moved = warps.warp(image, warps.affine(1, translation=np.array([[2, -3]])))
     assert moved[0, 7, 7] == pytest.approx(1)
-    # A quarter of a turn counter-clockwise: (row, column) from the centre, (-2.5, 2.5),
-    # up and right, comes to lie up and left.
+    # A quarter turn counter-clockwise moves the pixel at (row, column) = (-2.5, 2.5) from the
+    # centre, up and right, to up and left.
     turned = warps.warp(image, warps.affine(1, rotation=90.0))
     assert turned[0, 5, 5] == pytest.approx(1)
-    # Twice the size: a pixel 2.5 from the centre comes to lie 5 from it, between pixels.
+    # Doubling the size moves a pixel from 2.5 to 5 from the centre, between pixels.
     larger = warps.warp(image, warps.affine(1, scale=2.0))
     assert np.unravel_index(larger[0].argmax(), (16, 16)) in [(2, 12), (2, 13), (3, 12), (3, 13)]
 
@@ -132,7 +132,7 @@ def test_damaged_cache_is_made_again(tmp_path, capsys, damage):
     assert capsys.readouterr().err == ""
 
 
-def test_cache_tells_settings_apart(tmp_path):
+def test_cache_distinguishes_settings(tmp_path):
     for size in (3, 4, 3):
         found = storage.cached(tmp_path, "x", {"size": size}, (), lambda n=size: {"x": np.ones(n)})
         assert found["x"].shape == (size,)
@@ -153,7 +153,7 @@ def test_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"old"
 
 
-def test_pretrained_network_comes_back_from_the_cache(tmp_path):
+def test_pretrained_network_is_read_from_the_cache(tmp_path):
     network = MLP(hidden=(8,))
     trained = pretrained(network, TINY, tmp_path)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
@@ -161,7 +161,7 @@ def test_pretrained_network_comes_back_from_the_cache(tmp_path):
     assert files == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
 
 
-def test_stacked_runs_get_the_radii_that_each_would_get_alone():
+def test_stacked_runs_get_the_same_radii_as_separate_runs():
     network, digits = MLP(hidden=(8,)), data.load(0)
     anchor, *runs = (network.init(jax.random.key(i), digits.test.images[:1]) for i in range(3))
     stacked = jax.tree.map(lambda *x: np.stack(x), *runs)
@@ -172,8 +172,8 @@ def test_stacked_runs_get_the_radii_that_each_would_get_alone():
 
     for i, run in enumerate(runs):
         alone = tpgm_jax.fit_radii(held_out_loss, run, anchor, [digits.radius] * 5)
-        # Steps are 1e-2, and Adam's first do not depend on the size of the gradient: ten
-        # ulps of numbers around 4.
+        # Radius steps are 1e-2, and Adam's first steps do not depend on the size of the
+        # gradient, so only rounding is left: ten ulps of numbers around 4.
         for name, radius in alone.radii.items():
             np.testing.assert_allclose(together.radii[name][i], radius, rtol=0, atol=5e-6)
         jax.tree.map(

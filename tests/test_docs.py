@@ -1,4 +1,4 @@
-"""The site builds, says all that is public, runs what it shows, and leads where it says."""
+"""The site builds, describes every public name, and its examples and links work."""
 
 import inspect
 import pkgutil
@@ -15,7 +15,7 @@ import tpgm_jax
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-# Of the root by name, as a checkout may have what is not ours beside them.
+# The root's pages are listed by name, because a checkout may contain other files there.
 PAGES = [
     *(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "RELEASING")),
     ROOT / "benchmarks" / "README.md",
@@ -28,12 +28,12 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """What stands between fences of `language`."""
+    """The code blocks of `language`."""
     return [code for _, name, code in FENCE.findall(page.read_text()) if name == language]
 
 
 def public_names() -> set[str]:
-    """Names of the package, and of its modules, whether it imports them or not."""
+    """Public names of the package and of its modules, including those it does not import."""
     modules = {x.name for x in pkgutil.iter_modules(tpgm_jax.__path__)}
     names = {name for name, value in vars(tpgm_jax).items() if not inspect.ismodule(value)}
     return {f"tpgm_jax.{name}" for name in names | modules if not name.startswith("_")}
@@ -46,7 +46,7 @@ def test_the_reference_lists_every_public_name_once():
 
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_describes_every_public_name(tmp_path):
-    # Warnings are also links that lead nowhere, and pages that are in no table of contents.
+    # Broken links, and pages that are in no table of contents, are warnings too.
     options = ["--fail-on-warning", "--keep-going", "--nitpicky", "--quiet"]
     command = [sys.executable, "-m", "sphinx", *options, "docs", str(tmp_path)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -54,7 +54,7 @@ def test_the_site_builds_without_a_warning_and_describes_every_public_name(tmp_p
     reference = (tmp_path / "api.html").read_text()
     described = set(re.findall(r'id="(?:module-)?([^"]+)"', reference))
     assert {"tpgm_jax.ftp", "tpgm_jax.Exclude", "tpgm_jax.cli"} <= public_names() <= described
-    # An equation of a docstring, its lines not run together; and a formula, without a script.
+    # An equation in a docstring keeps its line breaks. A formula is rendered without a script.
     assert (
         "r = clip(r - adam(h), 1e-8, max over rows of n_t)\n" in (tmp_path / "api.html").read_text()
     )
@@ -65,7 +65,7 @@ def test_the_site_builds_without_a_warning_and_describes_every_public_name(tmp_p
     assert not re.search(r"\n\s*\n</pre>", (tmp_path / "start.html").read_text())
 
 
-def test_pages_are_not_left_out_of_what_pytest_collects():
+def test_pytest_collects_every_page_with_examples():
     collected = [ROOT / path for path in PROJECT["tool"]["pytest"]["ini_options"]["testpaths"]]
     shown = [page for page in PAGES if blocks(page, "python")]
     assert shown
@@ -73,20 +73,22 @@ def test_pages_are_not_left_out_of_what_pytest_collects():
 
 
 @each_page
-def test_python_on_a_page_is_run(page):
+def test_python_blocks_are_doctests(page):
     for code in blocks(page, "python") + blocks(page, "py") + blocks(page, "pycon"):
         assert code.lstrip().startswith(">>> "), code
 
 
 @each_page
-def test_links_to_files_lead_somewhere(page):
+def test_linked_files_exist(page):
     for link in LINK.findall(page.read_text()):
         if not re.match(r"https?:|#", link):
             assert (page.parent / link.partition("#")[0]).exists(), link
 
 
-def test_pictures_are_those_that_the_script_draws(tmp_path):
+def test_the_script_draws_all_pictures(tmp_path):
     runpy.run_path(str(ROOT / "docs/figures/draw.py"))["main"](tmp_path)
-    drawn, kept = ({x.name for x in f.glob("*.svg")} for f in (tmp_path, ROOT / "docs/figures"))
-    assert drawn == kept
-    assert set(re.findall(r"figures/(\S+)", (ROOT / "docs/methods.md").read_text())) == kept
+    drawn, committed = (
+        {x.name for x in f.glob("*.svg")} for f in (tmp_path, ROOT / "docs/figures")
+    )
+    assert drawn == committed
+    assert set(re.findall(r"figures/(\S+)", (ROOT / "docs/methods.md").read_text())) == committed

@@ -1,4 +1,4 @@
-"""Bad input: what is wrong, because of what, and what to do."""
+"""Errors on bad input. Their messages state the problem, its cause, and what to do."""
 
 from collections import OrderedDict
 from typing import Any
@@ -9,9 +9,9 @@ import optax
 import pytest
 
 import tpgm_jax
-from tpgm_jax import Axes, fit_radii, radii, set_anchor
+from tpgm_jax import Axes, fit_radii, radii
 
-# Untyped, since a type checker would refuse much of what follows before it runs.
+# Untyped, because a type checker rejects most of the wrong calls below.
 ftp: Any = tpgm_jax.ftp
 tpgm: Any = tpgm_jax.tpgm
 project_to_anchor: Any = tpgm_jax.project_to_anchor
@@ -43,7 +43,7 @@ def fit(loss=lambda params, batch: jnp.sum(params["head"]) * batch, batches=(1.0
     return fit_radii(loss, PARAMS, batches=batches, **options)
 
 
-# What is done, the kind of error, and the part of its message that says what to do.
+# The call, the type of the error, and the part of its message that says what to do.
 CASES = {
     # The factories.
     "base optimizer is a learning rate": (lambda: ftp(1e-3), TypeError, "optax.adamw"),
@@ -262,56 +262,6 @@ CASES = {
         lambda: fit(anchor={"block": PARAMS["block"]}),
         ValueError,
         "`anchor` of `fit_radii` lacks 'head'",
-    ),
-    # States.
-    "radii of a state without ours": (
-        lambda: radii(SGD.init(PARAMS), PARAMS),
-        ValueError,
-        "`radii` found no state of this library",
-    ),
-    "radii of a fixed radius": (
-        lambda: radii(project_to_anchor(1.0).init(PARAMS), PARAMS),
-        ValueError,
-        "no learned radii",
-    ),
-    "radii of another model": (
-        lambda: radii(STATE, {"block": PARAMS["block"]}),
-        ValueError,
-        "`params` lacks 'head'",
-    ),
-    "radii of several models": (
-        lambda: radii(jax.tree.map(lambda x: jnp.stack([x, x]), STATE), PARAMS),
-        ValueError,
-        r"pick one, `jax.tree.map\(lambda x: x\[i\], opt_state\)`",
-    ),
-    "set_anchor on a state without ours": (
-        lambda: set_anchor(SGD.init(PARAMS), PARAMS),
-        ValueError,
-        "found no state of this library",
-    ),
-    "set_anchor to another model": (
-        lambda: set_anchor(STATE, {"block": PARAMS["block"]}),
-        ValueError,
-        "`params` lacks 'head'",
-    ),
-    "set_anchor to another shape": (
-        lambda: set_anchor(STATE, OTHER_SHAPE),
-        ValueError,
-        r"has 'head' of shape \(2, 5\), where \(2, 2\) is expected",
-    ),
-    "set_anchor with importances that there are none of": (
-        lambda: set_anchor(STATE, PARAMS, importance=PARAMS),
-        ValueError,
-        "holds none to replace",
-    ),
-    "set_anchor with importances of another shape": (
-        lambda: set_anchor(
-            tpgm_jax.add_anchor_decay(1.0, importance=PARAMS).init(PARAMS),
-            PARAMS,
-            importance=OTHER_SHAPE,
-        ),
-        ValueError,
-        r"`importance` has 'head' of shape \(2, 5\)",
     ),
 }
 

@@ -18,7 +18,7 @@ from flax_modules import AXES, LINEN, NNX, ROWS, linen_shapes, nnx_shapes
 import tpgm_jax
 from tpgm_jax._core.axes import make_layout
 
-RADIUS = 0.5  # below every norm, so that every row shrinks, by a ratio that tells its norm
+RADIUS = 0.5  # below every norm, so that every row shrinks by a ratio that shows its norm
 # The root of the l2 norm, the ratio and the product each round by half an ulp, `eps / 2`.
 TOLERANCE = 1.5 * float(jnp.finfo(jnp.float32).eps)
 
@@ -53,8 +53,8 @@ def moves():
 
 
 @functools.cache
-def measured(norm):
-    """The moves as `project_to_anchor` leaves them, and the radii that `tpgm` starts with."""
+def measure(norm):
+    """The moves after `project_to_anchor`, and the first radii of `tpgm`."""
     projection = tpgm_jax.project_to_anchor(RADIUS, norm=norm, axes=DECLARED)
     learned = tpgm_jax.tpgm(optax.identity(), norm=norm, axes=DECLARED)
 
@@ -62,7 +62,7 @@ def measured(norm):
     def steps(u):
         params = jax.tree.map(jnp.zeros_like, u)
         projected, _ = projection.update(u, projection.init(params), params)
-        # A loss without a slope leaves the radii at the smallest norm, halved.
+        # With a constant loss the radii stay at half the smallest norm.
         _, state = learned.update(u, learned.init(params), params, held_out_loss=lambda _: 0.0)
         return projected, state
 
@@ -71,7 +71,7 @@ def measured(norm):
 
 
 def leaves_of(library, module):
-    """Name in the whole tree, numbers, and the function to rows, of a module's leaves."""
+    """For each leaf of a module: its name in the whole tree, its numbers, its row function."""
     prefix = f"{library}/{module}/"
     leaves = {name: x for name, x in by_name(moves()).items() if name.startswith(prefix)}
     assert {name.removeprefix(prefix) for name in leaves} == set(ROWS[module])
@@ -81,7 +81,7 @@ def leaves_of(library, module):
 
 
 def norms_by_hand(group, norm):
-    """One for each row."""
+    """One norm for each row."""
     if norm == "l2":
         return [np.sqrt(sum(float(np.sum(row**2)) for row in group))] * len(group)
     return [float(np.sum(np.abs(row))) for row in group]
@@ -90,7 +90,7 @@ def norms_by_hand(group, norm):
 @each_norm
 @each_module
 def test_each_row_shrinks_to_the_radius_by_its_own_norm(library, module, norm):
-    projected, _ = measured(norm)
+    projected, _ = measure(norm)
     for name, d, rows in leaves_of(library, module):
         for before, after in zip(rows(d), rows(np.asarray(projected[name])), strict=True):
             sizes = norms_by_hand(before, norm)
@@ -101,7 +101,7 @@ def test_each_row_shrinks_to_the_radius_by_its_own_norm(library, module, norm):
 @each_norm
 @each_module
 def test_each_group_has_a_radius_that_starts_at_half_its_smallest_norm(library, module, norm):
-    _, radii = measured(norm)
+    _, radii = measure(norm)
     for name, d, rows in leaves_of(library, module):
         expected = [min(norms_by_hand(group, norm)) / 2 for group in rows(d)]
         stacked = module in AXES and AXES[module].layers != ()
@@ -138,7 +138,7 @@ def test_the_layout_counts_groups_and_rows(library, module):
         ("vmapped conv", (0, -1)),
     ],
 )
-def test_the_rows_by_hand_are_what_feeds_one_output_unit(module, units):
+def test_each_row_of_the_table_feeds_one_output_unit(module, units):
     """Checks the table against the modules themselves, by differentiating them."""
     linen, shape = LINEN[module]
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), linen_shapes(module))

@@ -1,4 +1,4 @@
-"""FTP beyond parity: its hyper-gradient, its first step, and what its options do."""
+"""FTP beyond parity: the hyper-gradient, the first step, and the options."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def sizes(c, norm):
 
 
 def hyper_gradient_of(g, c, radii, norm):
-    """`hyper_gradient` of trees, `[G]`; where the parameters are does not matter for it."""
+    """`hyper_gradient` of trees, `[G]`. It does not depend on the parameters."""
     layout = make_layout(c, axes=AXES)
     leaves = [layout.constrained(tree) for tree in (g, c)]
     spec = Spec(norm, "norm", "full", "init", layout)
@@ -43,8 +43,8 @@ def hyper_gradient_of(g, c, radii, norm):
 @pytest.mark.parametrize("norm", ["mars", "l2"])
 def test_hyper_gradient_equals_closed_form_and_central_differences(norm):
     g, c = random_tree(SHAPES, 0), random_tree(SHAPES, 1)
-    # Radii in the midst of the norms, so that some rows are inside the ball, which makes no
-    # difference to the published hyper-gradient.
+    # Radii between the norms, so that some rows are inside the ball. The published hyper-gradient
+    # includes these rows too.
     radii = jnp.array([2.0, 2.5, 2.5, 2.0])
     h = hyper_gradient_of(g, c, radii, norm)
 
@@ -60,7 +60,7 @@ def test_hyper_gradient_equals_closed_form_and_central_differences(norm):
     np.testing.assert_allclose(h, closed, rtol=0, atol=1e-14)
 
     def loss(r, g_i, c_i, n_i):
-        """The loss's linear model at the displacement that is rescaled to `r`."""
+        """Linear model of the loss at the displacement, rescaled to the norm `r`."""
         return np.sum(g_i * (r / n_i) * c_i)
 
     step = 1e-4
@@ -68,8 +68,8 @@ def test_hyper_gradient_equals_closed_form_and_central_differences(norm):
         (loss(r + step, *x) - loss(r - step, *x)) / (2 * step)
         for r, *x in zip(np.asarray(radii), gs, cs, sizes(c, norm), strict=True)
     ]
-    # The loss is linear in r, so only rounding is left: of numbers up to 10, 1e-15, over the step
-    # of 2e-4.
+    # The loss is linear in r, so only rounding is left: 1e-15 for numbers up to 10, divided by the
+    # step of 2e-4.
     np.testing.assert_allclose(h, differences, rtol=0, atol=1e-10)
 
 
@@ -107,10 +107,10 @@ def test_the_first_update_ends_at_the_initial_radius_and_the_base_state_advances
     np.testing.assert_allclose(optax.tree.get(state, "base_state")[0].mu["w"], 0.1, rtol=1e-6)
 
 
-def pushed_back(k):
+def push_back(k):
     """The radius after 20 steps outwards, and after 20 more whose gradient points back.
 
-    Those move no weights themselves: their learning rate is 0.
+    These last steps do not move the weights, because their learning rate is 0.
     """
     params = {"w": jnp.zeros((4, 3))}
     rate = optax.piecewise_constant_schedule(0.1, {20: 0.0})
@@ -124,21 +124,21 @@ def pushed_back(k):
     return furthest, tpgm_jax.radii(state, params)["w"]
 
 
-def test_k_says_how_far_a_radius_may_be_pushed_down():
-    (furthest, full), (same, none) = pushed_back(1.0), pushed_back(0.0)
-    # Nothing pushes down on the way out; 20 steps in two programs, which round as they like.
+def test_k_scales_how_far_a_radius_is_pushed_down():
+    (furthest, full), (same, none) = push_back(1.0), push_back(0.0)
+    # On the way out no gradient pushes a radius down, so `k` only changes the rounding of 20 steps.
     assert furthest == pytest.approx(same, rel=20 * 2.4e-7)
     assert full < 0.7 * furthest
-    # Adam's momentum would carry the radius on, but for its bound: where the weights are.
-    # 20 projections onto it each round by an ulp or two.
+    # Adam's momentum would increase the radius further, but the largest norm bounds it. Each of 20
+    # projections rounds by an ulp or two.
     assert none == pytest.approx(furthest, rel=20 * 2.4e-7)
 
 
 def test_k_may_be_a_schedule():
     at_first, late = optax.constant_schedule(1.0), optax.piecewise_constant_schedule(1.0, {20: 0.0})
-    # Forty steps in two programs, which round as they like.
-    assert pushed_back(at_first) == pytest.approx(pushed_back(1.0), rel=40 * 2.4e-7)
-    assert pushed_back(late) == pytest.approx(pushed_back(0.0), rel=40 * 2.4e-7)
+    # Forty steps in two programs, which may round differently.
+    assert push_back(at_first) == pytest.approx(push_back(1.0), rel=40 * 2.4e-7)
+    assert push_back(late) == pytest.approx(push_back(0.0), rel=40 * 2.4e-7)
 
 
 def test_any_optimizer_may_move_the_radii():
@@ -153,7 +153,7 @@ def test_any_optimizer_may_move_the_radii():
 
 
 def test_the_optimizer_of_the_radii_starts_from_the_initial_radius():
-    # One that keeps what it was shown, as Polyak averages and schedule-free methods do.
+    # It stores the parameters it receives, as Polyak averaging and schedule-free methods do.
     def keep(updates, state, params=None) -> Any:
         return updates, (*state[1:], params)
 
@@ -172,7 +172,7 @@ def test_a_radius_is_bounded_by_the_largest_norm():
     grads = {"w": jnp.array([[-1.0, -3.0]] * 3)}
     for _ in range(2):
         params, state = step(params, state, grads)
-    # The second column moves three times 0.003 a step; its first step went nowhere.
+    # The second column moves by three times 0.003 a step, but hardly at all in the first.
     np.testing.assert_allclose(tpgm_jax.radii(state, params)["w"], 0.009, rtol=1e-5)
 
 
@@ -191,7 +191,7 @@ def test_excluded_leaves_get_the_base_update_bit_for_bit():
     assert jax.tree.leaves(optax.tree.get(state, "displacement")["bias"]) == []
 
 
-def test_stacked_layers_equal_the_same_layers_apart():
+def test_stacked_layers_equal_separate_layers():
     stacked = random_tree({"layers": (3, 4, 5)}, 0, dtype=jnp.float32)
     tx = tpgm_jax.ftp(optax.adam(1e-2), axes={"layers": tpgm_jax.Axes(layers=0)})
     apart_tx = tpgm_jax.ftp(optax.adam(1e-2))
@@ -207,7 +207,7 @@ def test_stacked_layers_equal_the_same_layers_apart():
         stacked, state = step(stacked, state, grads)
         apart, apart_state = apart_step(apart, apart_state, split(grads))
     for name, layer in split(stacked).items():
-        # Sums of 4 numbers below 1, in another order perhaps: an ulp or two of 1 a step.
+        # Sums of 4 numbers below 1, maybe in another order: an ulp or two of 1 a step.
         np.testing.assert_allclose(layer, apart[name], rtol=0, atol=10 * 2.4e-7)
     np.testing.assert_allclose(
         tpgm_jax.radii(state, stacked)["layers"],

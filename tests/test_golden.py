@@ -11,7 +11,7 @@ import pytest
 
 import tpgm_jax
 
-GOLDEN = Path(__file__).parent / "golden"  # its README says what the files hold
+GOLDEN = Path(__file__).parent / "golden"  # its README describes the files
 
 # A trace is some 80 steps. Each rounds a number of order 1 a few times, 2e-16 apiece, and
 # Adam's division by the root of a small second moment can magnify that tenfold or so:
@@ -81,8 +81,8 @@ def worst(received, expected):
     [
         ("full", "float64", FLOAT64),
         ("full", "float32", FLOAT32),
-        # Weights of 0.1 in rows of up to 10: the floor is 256 * 2e-16 * 1 and a weight's share of
-        # it less; a row at the radius 1e-8 is known to 2e-17 / 1e-9 of each weight's move.
+        # Weights of 0.1 in rows of up to 10: the floor is 256 * 2e-16 * 1, and a weight's share of
+        # it is smaller. At the radius 1e-8 a weight's move of 1e-9 has a rounding error of 2e-17.
         ("compact", "float64", 1e-7),
         # The share of a weight in the floor is 256 * 1.2e-7 of its size, here up to 1.
         ("compact", "float32", 1e-4),
@@ -148,7 +148,7 @@ def test_tpgm_reproduces_the_trace(name, dtype, tolerance):
         params = trace.tree("anchor")
         state = tx.init(params)
         for t in range(meta["steps"]):
-            # Steps that learn nothing are handed some batches too, and must not touch them.
+            # Steps that learn no radii receive batches too, and must not use them.
             now = slice(used, used + meta["iterations"])
             if used == len(y):
                 now = slice(0, meta["iterations"])

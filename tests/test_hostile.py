@@ -1,4 +1,4 @@
-"""Numbers that are not finite, that are huge or tiny, and trees of every shape."""
+"""Numbers that are not finite, huge or tiny, and very long runs."""
 
 import functools
 from typing import Any
@@ -33,25 +33,25 @@ each_bad = pytest.mark.parametrize("bad", BAD.values())
 each_mostly_slow_bad = pytest.mark.parametrize("bad", mostly_slow(BAD, "nan"))
 
 
-def ours(state):
-    """What the method learned: all of its state but the base optimizer's and the counters."""
+def learned_state(state):
+    """The state without the base optimizer's and `skipped`."""
     return {k: v for k, v in state._asdict().items() if k not in ("base_state", "skipped")}
 
 
 @functools.cache
-def plain(make):
-    """A transformation around plain descent, and its step, compiled once for all magnitudes."""
+def transform_and_step(make):
+    """A transformation around gradient descent, and its step, compiled once for all scales."""
     tx = make(optax.sgd(0.1), **PARTS)
     return tx, make_step(tx, held_out_loss=lambda params: 0.0 * loss(params))
 
 
 @functools.cache
-def trained(make, steps=4):
-    """A step, and where a few of them lead."""
+def train(make, steps=4):
+    """A step, and parameters and state after a few steps."""
     params = random_tree(SHAPES, 0)
     tx = make(optax.adam(0.1), **PARTS)
     step, state = make_step(tx, held_out_loss=loss), tx.init(params)
-    for _ in range(steps):  # always the same way, so that the radii grow
+    for _ in range(steps):  # in one direction, so that the radii grow
         params, state = step(params, state, random_tree(SHAPES, 2))
     return step, params, state
 
@@ -59,16 +59,16 @@ def trained(make, steps=4):
 @each_bad
 @each_method
 @pytest.mark.parametrize("where", ["dense", "layers", "gain", "head"])
-def test_a_gradient_that_is_not_finite_is_stepped_over(make, bad, where):
-    step, params, state = trained(make)
+def test_a_gradient_that_is_not_finite_is_skipped(make, bad, where):
+    step, params, state = train(make)
     grads = random_tree(SHAPES, 1)
     grads[where] = grads[where].at[(0,) * grads[where].ndim].set(bad)
     kept, after = step(params, state, grads)
-    jax.tree.map(np.testing.assert_array_equal, ours(after), ours(state))
+    jax.tree.map(np.testing.assert_array_equal, learned_state(after), learned_state(state))
     for name in SHAPES:  # the excluded head too
         np.testing.assert_array_equal(kept[name], params[name])
     assert (int(state.skipped), int(after.skipped)) == (0, 1)
-    # The next finite step goes on: nothing is stuck in a moment.
+    # The next finite gradient moves all parameters, so no moment became NaN.
     moved, after = step(kept, after, random_tree(SHAPES, 2))
     assert int(after.step) == int(state.step) + 1
     for name, value in moved.items():
@@ -77,9 +77,9 @@ def test_a_gradient_that_is_not_finite_is_stepped_over(make, bad, where):
 
 
 @each_method
-def test_a_first_gradient_that_is_not_finite_is_as_if_it_had_not_been(make):
+def test_a_first_gradient_that_is_not_finite_has_no_effect(make):
     params = random_tree(SHAPES, 0)
-    tx = make(optax.sgd(0.1), **PARTS)  # without memory, so that the zeros leave no trace
+    tx = make(optax.sgd(0.1), **PARTS)  # stateless, so that a zero gradient has no later effect
     step, state = make_step(tx, held_out_loss=loss), tx.init(params)
     expected = step(params, state, random_tree(SHAPES, 2))
     bad = jax.tree.map(lambda x: x * jnp.nan, params)
@@ -91,7 +91,7 @@ def test_a_first_gradient_that_is_not_finite_is_as_if_it_had_not_been(make):
 
 @each_mostly_slow_bad
 @each_method
-def test_an_update_that_is_not_finite_counts_as_none(make, bad):
+def test_an_entry_of_an_update_that_is_not_finite_counts_as_zero(make, bad):
     def break_one(updates, state, params=None):
         del params
         return {**updates, "dense": updates["dense"].at[0, 0].set(bad)}, state
@@ -104,13 +104,13 @@ def test_an_update_that_is_not_finite_counts_as_none(make, bad):
         params, state = step(params, state, random_tree(SHAPES, 10 + seed))
     for x in jax.tree.leaves((params, state)):
         assert np.all(np.isfinite(x))
-    # That weight was never asked to move; a projection there and back may round.
+    # The base optimizer does not move this weight, but projections may round it.
     start = random_tree(SHAPES, 0)["dense"][0, 0]
     np.testing.assert_allclose(params["dense"][0, 0], start, rtol=0, atol=1e-3)
 
 
 @each_mostly_slow_bad
-def test_a_held_out_loss_that_is_not_finite_leaves_the_radii(bad):
+def test_a_held_out_loss_that_is_not_finite_leaves_the_radii_unchanged(bad):
     params = random_tree(SHAPES, 0)
     tx = tpgm(optax.adam(0.1), steps=3, **PARTS)
     grads, state = random_tree(SHAPES, 1), tx.init(params)
@@ -122,22 +122,22 @@ def test_a_held_out_loss_that_is_not_finite_leaves_the_radii(bad):
         return optax.apply_updates(params, updates), state
 
     params, state = step(params, state, jnp.ones(3))
-    # The last radius step of three is bad, so that two are taken.
+    # The last of three radius steps is not finite, so only two are taken.
     _, expected = step(params, state, jnp.ones(3))
     moved, after = step(params, state, jnp.array([1.0, 1.0, bad]))
     assert int(after.skipped) == 1
     assert int(after.radius_state[0].count) == int(expected.radius_state[0].count) - 1
     for x in jax.tree.leaves((moved, after)):
         assert np.all(np.isfinite(x))
-    # All of them are bad: the moments stay, and the radii but for their bounds.
+    # If none is finite, the moments do not change, and the radii only by their bounds.
     _, after = step(params, state, jnp.full(3, bad))
     assert int(after.skipped) == 3
     jax.tree.map(np.testing.assert_array_equal, after.radius_state, state.radius_state)
     assert np.all(after.radii <= state.radii)
 
 
-def test_a_slope_whose_square_overflows_does_not_hold_the_radii_for_good():
-    tx, step = plain(METHODS["ftp compact"])
+def test_a_slope_whose_square_overflows_does_not_freeze_the_radii():
+    tx, step = transform_and_step(METHODS["ftp compact"])
     params = random_tree(SHAPES, 0)
     params, state = step(params, tx.init(params), random_tree(SHAPES, 2))
     # 1e25 is finite, and so is its product with a displacement; its square is not.
@@ -150,7 +150,7 @@ def test_a_slope_whose_square_overflows_does_not_hold_the_radii_for_good():
     assert np.all(after.radii > state.radii)
 
 
-def test_the_optimizer_of_the_radii_may_keep_an_infinity():
+def test_the_state_of_the_radius_optimizer_may_contain_an_infinity():
     def descend(updates, state, params=None):
         del params
         return jax.tree.map(lambda x: -0.1 * x, updates), state
@@ -166,7 +166,7 @@ def test_the_optimizer_of_the_radii_may_keep_an_infinity():
     assert np.all(state.radii > 1e-8)
 
 
-def test_an_infinite_slope_moves_no_radius_even_where_its_sign_would():
+def test_an_infinite_slope_moves_no_radius_even_with_a_sign_optimizer():
     params = random_tree(SHAPES, 0)
     tx = tpgm(optax.sgd(0.1), radius_optimizer=optax.chain(optax.scale_by_sign(), optax.scale(0.1)))
     step = make_step(tx, held_out_loss=lambda params: jnp.inf * loss(params))
@@ -178,7 +178,7 @@ def test_an_infinite_slope_moves_no_radius_even_where_its_sign_would():
     np.testing.assert_array_equal(state.radii, expected.radii)
 
 
-def test_a_held_out_batch_that_is_not_finite_leaves_fitted_radii_as_they_were():
+def test_fit_radii_skips_a_held_out_batch_that_is_not_finite():
     anchor, tuned = random_tree(SHAPES, 0), random_tree(SHAPES, 1)
     batches = [1.0, jnp.nan, 1.0]
     fitted, expected = (
@@ -195,7 +195,7 @@ def test_a_held_out_batch_that_is_not_finite_leaves_fitted_radii_as_they_were():
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-10, 1.0, 1e10, 1e30])
 def test_huge_and_tiny_numbers_stay_finite_and_inside_the_ball(make, scale, size):
     params = random_tree(SHAPES, 0, scale=scale)
-    tx, step = plain(make)
+    tx, step = transform_and_step(make)
     start, state = params, tx.init(params)
     for seed in range(6):
         params, state = step(params, state, random_tree(SHAPES, 10 + seed, scale=size))
@@ -203,7 +203,7 @@ def test_huge_and_tiny_numbers_stay_finite_and_inside_the_ball(make, scale, size
         assert np.all(np.isfinite(x))
     moved = np.asarray(params["bias"], np.float64) - np.asarray(start["bias"], np.float64)
     distance = np.sqrt(np.sum(moved**2)) if make in L2 else np.sum(np.abs(moved))
-    # Each of four weights rounds to an ulp of itself; the compact floor is 256 of them.
+    # Each of four weights rounds by an ulp; the floor of compact memory is 256 ulps.
     slack = 4 * 256 * 1.2e-7 * float(jnp.max(jnp.abs(start["bias"])))
     assert distance <= tpgm_jax.radii(state, params)["bias"] * (1 + 1e-6) + slack
 
@@ -242,7 +242,7 @@ def test_a_hundred_thousand_steps_stay_in_the_ball_and_then_stand_still(make, dt
     def run(carry):
         keys = jax.random.split(jax.random.key(0), LONG)
         walked = jax.lax.scan(noisy, carry, keys)[0]
-        # Momentum and the radii's Adam come to rest, and then nothing is left to move anything.
+        # When momentum and the radii's Adam have decayed, nothing moves any more.
         rested = jax.lax.scan(still, walked, length=LONG // 2)[0]
         return walked, rested, jax.lax.scan(still, rested, length=LONG // 2)[0]
 
@@ -258,8 +258,8 @@ def test_a_hundred_thousand_steps_stay_in_the_ball_and_then_stand_still(make, dt
         order = np.square if make in L2 else np.abs
         distances = np.sum(order(moved), axis=axes)
         distances = np.sqrt(distances) if make in L2 else distances
-        # As README says: a row ends within its radius and `eps` times its own norm, rounded up to
-        # the sum of its absolute values; the compact memory keeps it 256 of them away.
+        # As in the README: a row ends within its radius plus `eps` times its norm, for which this
+        # takes the sum of absolute values. Compact memory keeps it at least 256 times that away.
         floor = 256 if make is METHODS["ftp compact"] and dtype == jnp.float32 else 1
         size = np.sum(np.abs(np.asarray(start, np.float64)), axis=axes)
         slack = floor * float(jnp.finfo(dtype).eps) * (size + found[name])

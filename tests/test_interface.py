@@ -66,7 +66,7 @@ def test_bfloat16_works_without_implicit_promotion():
 
 
 @pytest.mark.parametrize("number", [np.float32(-1), jnp.float32(-1), np.array(-1.0), -1])
-def test_numbers_of_numpy_and_jax_are_checked_as_pythons_are(number):
+def test_numbers_of_numpy_and_jax_are_checked_like_python_numbers(number):
     sgd: Any = optax.sgd(0.1)
     for call, message in (
         (lambda: tpgm_jax.ftp(sgd, initial_radius=number), "`initial_radius` must be positive"),
@@ -88,7 +88,7 @@ def test_several_numbers_are_refused_where_one_is_expected():
 def test_a_copied_folder_can_be_imported(tmp_path):
     shutil.copytree(ROOT / "tpgm_jax", tmp_path / "vendored" / "tpgm_jax")
     program = "import tpgm_jax; print(tpgm_jax.__file__, tpgm_jax.__version__)"
-    # Without site-packages of the project itself: hide the installed metadata.
+    # Hide the installed metadata, as if the project were not installed.
     hide = "import importlib.metadata as m; m.version = lambda name: 1 / 0; "
     done = subprocess.run(
         [sys.executable, "-c", hide + program],
@@ -103,8 +103,8 @@ def test_a_copied_folder_can_be_imported(tmp_path):
     ]
 
 
-def test_a_skipped_step_leaves_excluded_leaves_where_they_are():
-    # Adam's momentum alone would move the head on.
+def test_a_skipped_step_leaves_excluded_leaves_unchanged():
+    # Adam's momentum alone would move the head.
     for make in (tpgm_jax.ftp, tpgm_jax.tpgm, tpgm_jax.spd):
         tx: Any = make(optax.adam(0.1), exclude="head/.*")
         params = numbers(dtype=jnp.float32)
@@ -117,7 +117,7 @@ def test_a_skipped_step_leaves_excluded_leaves_where_they_are():
         updates, after = step(bad, state, params)
         for update in jax.tree.leaves(updates):
             np.testing.assert_array_equal(update, 0.0)
-        # The clock of the base optimizer advances.
+        # The step count of the base optimizer advances.
         counts = [int(x.base_state[0].count) for x in (state, after)]
         assert counts == [1, 2]
         assert int(after.skipped) == 1

@@ -12,7 +12,7 @@ from flax import nnx
 
 import tpgm_jax
 
-# Untyped, since a type checker would refuse much of what the errors are tested with.
+# Untyped, because a type checker rejects the wrong arguments of the error tests.
 interpolate: Any = tpgm_jax.interpolate
 
 SHAPES = {"gain": (), "body": (3, 2), "head": (2, 2)}
@@ -40,7 +40,7 @@ def test_the_ends_are_the_anchor_and_the_parameters_bit_for_bit(dtype, compiled)
         assert np.asarray(received["w"]).tobytes() == np.asarray(end["w"]).tobytes()
 
 
-def test_what_has_not_moved_stays_bit_for_bit():
+def test_parameters_that_have_not_moved_stay_bit_for_bit():
     anchor = {"w": jnp.asarray(np.random.default_rng(0).normal(size=1000), jnp.float32)}
     for alpha in (0.1, 0.3, 0.7):
         mixed = interpolate(jax.tree.map(jnp.copy, anchor), anchor, alpha)
@@ -53,13 +53,13 @@ def test_half_precision_is_interpolated_in_float32():
     for name, received in mixed.items():
         assert received.dtype == jnp.bfloat16
         w0, w = (np.asarray(x[name], np.float64) for x in (anchor, params))
-        # Half a spacing, 2^-8 of it, and a little for the float32 before.
+        # Half a spacing of bfloat16, 2^-8 of the number, and a little for the float32 computation.
         np.testing.assert_allclose(
             np.asarray(received, np.float64), 0.7 * w0 + 0.3 * w, rtol=1.01 / 2**8, atol=1e-6
         )
 
 
-def test_types_are_those_of_the_parameters_and_what_is_no_float_is_theirs():
+def test_dtypes_and_leaves_that_are_not_floats_come_from_the_params():
     key = jax.random.key(1)
     anchor = {"w": jnp.zeros(2), "steps": jnp.array(1), "key": jax.random.key(0), "flag": True}
     params = {"w": jnp.ones(2, jnp.bfloat16), "steps": jnp.array(9), "key": key, "flag": False}
@@ -70,7 +70,7 @@ def test_types_are_those_of_the_parameters_and_what_is_no_float_is_theirs():
     assert mixed["key"] == key
 
 
-def test_leaves_are_found_by_name_and_containers_are_those_of_the_parameters():
+def test_leaves_are_matched_by_name_and_containers_come_from_the_params():
     anchor, params = trees()
     expected = interpolate(params, anchor, 0.5)
     others = OrderedDict(reversed(list(anchor.items())))
@@ -81,7 +81,7 @@ def test_leaves_are_found_by_name_and_containers_are_those_of_the_parameters():
         np.testing.assert_array_equal(mixed[name].get_value(), x)
 
 
-def test_an_excluded_head_is_that_of_the_parameters():
+def test_an_excluded_head_comes_from_the_params():
     anchor, params = trees()
     body = {name: x for name, x in anchor.items() if name != "head"}
     for start in (body, {**body, "head": jnp.ones(9)}):
@@ -102,7 +102,7 @@ def test_many_alphas_compile_once_and_vmap():
     alphas = jnp.linspace(0, 1, 5)
     several = jax.vmap(interpolate, in_axes=(None, None, 0))(params, anchor, alphas)
     for i, alpha in enumerate(alphas):
-        # An ulp or two of numbers up to 4, as compiled programs may fuse what others do not.
+        # An ulp or two of numbers up to 4, because a compiled program may fuse operations.
         for name, expected in mix(alpha).items():
             np.testing.assert_allclose(several[name][i], expected, rtol=0, atol=2 * 4.8e-7)
     assert len(traces) == 1

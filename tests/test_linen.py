@@ -27,7 +27,7 @@ class StateWithStatistics(TrainState):
 
 
 def loss(params, target):
-    """Quadratic, so that held-out data pull elsewhere than training data."""
+    """Quadratic, with its minimum at `target`: training and held-out data pull differently."""
     return sum(jnp.sum((params[name] - target[name]) ** 2) for name in SHAPES)
 
 
@@ -79,7 +79,7 @@ def test_tpgm_learns_bit_for_bit_as_in_a_loop_by_hand():
     assert all(radius > 0 for radius in tpgm_jax.radii(state.opt_state, state.params).values())
 
 
-def test_an_anchor_that_is_an_argument_arrives():
+def test_an_anchor_argument_reaches_the_optimizer():
     tx = tpgm_jax.ftp(optax.adam(0.1), anchor="argument")
     state = create(tx)
 
@@ -93,7 +93,7 @@ def test_an_anchor_that_is_an_argument_arrives():
     assert_equal((state.params, state.opt_state), by_hand(tx, anchor=PARAMS))
 
 
-def test_an_optimizer_that_takes_no_extra_arguments_is_not_handed_them():
+def test_an_optimizer_without_extra_arguments_receives_none():
     sgd = optax.sgd(0.1)
 
     def update(updates, state, params=None):
@@ -105,7 +105,7 @@ def test_an_optimizer_that_takes_no_extra_arguments_is_not_handed_them():
 
 
 @pytest.mark.parametrize("extra_args", [None, {}])
-def test_without_extra_arguments_it_is_flax(extra_args):
+def test_without_extra_arguments_it_equals_flax_s_own(extra_args):
     tx, grads = optax.adam(0.1), random_tree(SHAPES, seed=3)
     flax_state = train_state.TrainState.create(apply_fn=None, params=PARAMS, tx=tx)
     flax_state = flax_state.apply_gradients(grads=grads)
@@ -116,7 +116,7 @@ def test_without_extra_arguments_it_is_flax(extra_args):
 
 
 def recorder():
-    """Gradient ascent by 1, and a list of what its `update` was handed."""
+    """Gradient ascent with rate 1, and a list of the arguments that its `update` received."""
     seen = []
 
     def init(params):
@@ -130,17 +130,17 @@ def recorder():
 
 
 @pytest.mark.parametrize("as_transformation", [False, True])
-def test_multi_steps_outermost_hands_arguments_on(as_transformation):
+def test_outermost_multi_steps_passes_arguments_on(as_transformation):
     tx, seen = recorder()
     accumulated: Any = optax.MultiSteps(tx, 2)
-    if as_transformation:  # whose type says that it takes none
+    if as_transformation:  # whose type accepts no extra arguments
         accumulated = accumulated.gradient_transformation()
     create(accumulated).apply_gradients(grads=PARAMS, extra_args={"value": 3})
-    # Twice, as `MultiSteps` traces both a step and its shape.
+    # Twice, because `MultiSteps` traces both a step and its shape.
     assert [arguments["value"] for arguments in seen] == [3, 3]
 
 
-def test_fields_are_replaced_in_the_step_that_hands_arguments_on():
+def test_one_step_can_replace_fields_and_pass_arguments_on():
     tx, seen = recorder()
     state = create(tx, kind=StateWithStatistics, batch_stats={"mean": 1})
     after = state.apply_gradients(grads=PARAMS, batch_stats={"mean": 2}, extra_args={"value": 3})
@@ -163,7 +163,7 @@ def test_parameters_that_gradients_overwrite_stay_out_of_the_optimizer():
     assert_equal(after.params, {"params": moved, OVERWRITE_WITH_GRADIENT: new})
 
 
-def test_a_donated_state_compiles_once_and_gives_its_memory():
+def test_a_donated_state_compiles_once_and_frees_its_memory():
     state: Any = create(tpgm_jax.tpgm(optax.adam(0.1)), jax.tree.map(jnp.copy, PARAMS))
     traces = 0
 
@@ -192,12 +192,12 @@ def test_a_donated_state_compiles_once_and_gives_its_memory():
     ],
     ids=["an extra argument", "a misspelt field", "no mapping"],
 )
-def test_what_is_neither_is_refused(keywords, message):
+def test_keywords_that_are_neither_fields_nor_extra_args_are_refused(keywords, message):
     with pytest.raises(TypeError, match=message):
         create(optax.sgd(0.1)).apply_gradients(grads=PARAMS, **keywords)
 
 
-def test_without_flax_the_rest_is_there_and_the_extra_is_named(monkeypatch):
+def test_without_flax_the_package_imports_and_the_error_names_the_extra(monkeypatch):
     for name in list(sys.modules):
         if name.partition(".")[0] == "flax":
             monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed

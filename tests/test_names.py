@@ -65,7 +65,7 @@ def test_a_field_called_value_keeps_its_name_beside_others():
     ],
     ids=["regex", "compiled", "sequence", "callable", "tree", "prefix_tree"],
 )
-def test_every_way_to_exclude_the_head(exclude):
+def test_exclude_accepts_every_form(exclude):
     assert excluded_names(exclude) == ["head/bias", "head/kernel"]
 
 
@@ -83,7 +83,7 @@ def test_a_callable_sees_shapes():
     assert excluded_names(lambda path, leaf: leaf.ndim < 2) == ["block_0/attn/bias", "head/bias"]
 
 
-def test_exclude_works_alike_in_init_and_in_a_traced_update():
+def test_exclude_receives_the_same_leaves_in_init_and_in_a_traced_update():
     seen = []
     tx = tpgm_jax.ftp(
         optax.sgd(0.1), exclude=lambda path, leaf: seen.append((path, leaf.shape)) or leaf.ndim < 2
@@ -109,8 +109,8 @@ def test_the_first_pattern_that_matches_declares_the_axes():
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
-def test_what_has_a_single_axis_is_one_row_whatever_is_declared(shape):
-    # As Equinox and PyTorch call the scale of a norm: a `weight`, like those of their layers.
+def test_a_tensor_with_a_single_axis_is_one_row_for_any_axes(shape):
+    # Equinox and PyTorch name the scale of a norm `weight`, like the weights of their layers.
     layers = 0 if len(shape) == 2 else ()
     axes = {".*weight": tpgm_jax.Axes(rows=1 if layers == 0 else 0, layers=layers)}
     (tensor,) = make_layout({"weight": jnp.ones(shape)}, axes=axes).tensors
@@ -125,7 +125,7 @@ def test_axes_may_be_a_callable():
     assert [tensor.groups for tensor in parts.tensors] == [1, 2]
 
 
-def test_a_row_of_a_kernel_has_inputs_whatever_its_bias_looks_like():
+def test_a_row_of_a_kernel_has_inputs_for_any_shape_of_its_bias():
     # Two stacked layers that `axes` does not mention: the bias fits both axes of the kernel.
     parts = make_layout({"kernel": jnp.ones((3, 4)), "bias": jnp.ones((3, 4))})
     assert [tensor.rows for tensor in parts.tensors] == [(), (1,)]

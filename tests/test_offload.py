@@ -1,4 +1,4 @@
-"""Anchor and displacement in the host's memory give what they give on the device."""
+"""Anchor and displacement in host memory give the same results as on the device."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ import numpy as np
 import optax
 import pytest
 from conftest import mostly_slow
-from test_sharding import AUTO, EXPLICIT, OPTIONS, SHAPES, SPECS, laid_out, mesh_of
+from test_sharding import AUTO, EXPLICIT, OPTIONS, SHAPES, SPECS, lay_out, mesh_of
 from transforms import PARTS, STEPS, numbers, stepper
 
 import tpgm_jax
 from tpgm_jax import add_anchor_decay, ftp, offload, project_to_anchor, spd, tpgm
 
-# Untyped, as optax types a state no closer than as a tree.
+# Untyped, because optax types a state only as a tree.
 set_anchor: Any = tpgm_jax.set_anchor
 
 METHODS = {
@@ -38,8 +38,8 @@ def kinds(tree):
     return {x.sharding.memory_kind for x in jax.tree.leaves(tree)}
 
 
-def parted(state):
-    """What a state holds as large as the parameters for us, and all the rest."""
+def split_state(state):
+    """The parameter-sized arrays that our state adds, and the rest of the state."""
     mirrors, rest = [], state
     for name in ("anchor", "displacement"):
         if optax.tree.get(state, name) is not None:
@@ -48,7 +48,7 @@ def parted(state):
     return mirrors, rest
 
 
-def trained(tx, params, state):
+def train(tx, params, state):
     step = jax.jit(stepper(tx), donate_argnums=(0, 1))
     params = jax.tree.map(jnp.copy, params)
     for _ in range(STEPS):
@@ -61,11 +61,11 @@ def assert_equal(tree, other):
 
 
 @each_method
-def test_the_numbers_are_the_same_and_arrays_stay_where_they_lie(make):
+def test_offloading_changes_no_number_and_arrays_stay_in_their_memory(make):
     tx, params = make(**PARTS), numbers()
-    expected = trained(tx, params, tx.init(params))
-    received = trained(tx, params, offload(tx.init(params)))
-    mirrors, rest = parted(received[1])
+    expected = train(tx, params, tx.init(params))
+    received = train(tx, params, offload(tx.init(params)))
+    mirrors, rest = split_state(received[1])
     assert (kinds(mirrors), kinds((received[0], rest))) == ({"pinned_host"}, {"device"})
     assert_equal(received, expected)
 
@@ -80,37 +80,37 @@ def test_the_numbers_are_the_same_and_arrays_stay_where_they_lie(make):
         *("ftp", "tpgm"),
     ),
 )
-def test_shards_go_to_the_host_and_back_as_they_are_laid_out(make, kind):
+def test_offloading_keeps_the_sharding(make, kind):
     mesh = mesh_of(kind)
     with jax.set_mesh(mesh):
         tx = make(**OPTIONS[MODEL])
-        params = laid_out(numbers(shapes=SHAPES[MODEL]), mesh, SPECS[MODEL])
-        expected = trained(tx, params, tx.init(params))
-        received = trained(tx, params, offload(tx.init(params)))
+        params = lay_out(numbers(shapes=SHAPES[MODEL]), mesh, SPECS[MODEL])
+        expected = train(tx, params, tx.init(params))
+        received = train(tx, params, offload(tx.init(params)))
     assert_equal(received, expected)
-    pairs = zip(parted(received[1])[0], parted(expected[1])[0], strict=True)
+    pairs = zip(split_state(received[1])[0], split_state(expected[1])[0], strict=True)
     for x, y in zip(*map(jax.tree.leaves, zip(*pairs, strict=True)), strict=True):
         assert x.sharding == y.sharding.with_memory_kind("pinned_host")
 
 
 @each_method
-def test_a_state_is_born_on_the_host(make):
+def test_a_jitted_init_creates_a_state_in_host_memory(make):
     mesh = mesh_of(EXPLICIT)
     with jax.set_mesh(mesh):
         tx = make(**OPTIONS[MODEL])
-        params = laid_out(numbers(shapes=SHAPES[MODEL]), mesh, SPECS[MODEL])
+        params = lay_out(numbers(shapes=SHAPES[MODEL]), mesh, SPECS[MODEL])
         expected = offload(tx.init(params))
         state = jax.jit(lambda params: offload(tx.init(params)))(params)
         assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, expected)
-        assert kinds(parted(state)[0]) == {"pinned_host"}
+        assert kinds(split_state(state)[0]) == {"pinned_host"}
         assert_equal(state, expected)
 
 
-def test_the_callers_shardings_put_a_state_on_the_host_as_well():
+def test_out_shardings_place_a_state_in_host_memory():
     mesh = mesh_of(EXPLICIT)
     with jax.set_mesh(mesh):
         tx = METHODS["ftp"](**OPTIONS[MODEL])
-        params = laid_out(numbers(shapes=SHAPES[MODEL]), mesh, SPECS[MODEL])
+        params = lay_out(numbers(shapes=SHAPES[MODEL]), mesh, SPECS[MODEL])
         shardings = jax.tree.map(lambda x: x.sharding, offload(tx.init(params)))
         state = jax.jit(tx.init, out_shardings=shardings)(params)
         state = jax.jit(stepper(tx), out_shardings=(None, shardings))(params, state)[1]
@@ -119,39 +119,39 @@ def test_the_callers_shardings_put_a_state_on_the_host_as_well():
 
 @pytest.mark.parametrize("reset", [True, False])
 @pytest.mark.parametrize("wrapped", mostly_slow({"eager": lambda f: f, "jit": jax.jit}, "eager"))
-def test_a_new_anchor_takes_the_place_of_the_old_one(wrapped, reset):
+def test_set_anchor_keeps_an_offloaded_state_in_host_memory(wrapped, reset):
     tx, params, task = METHODS["ftp"](), numbers(0), numbers(1)
-    state: Any = trained(tx, params, offload(tx.init(params)))[1]
+    state: Any = train(tx, params, offload(tx.init(params)))[1]
     moved = wrapped(lambda state, task: set_anchor(state, task, reset=reset))(state, task)
     assert kinds((moved.anchor, moved.displacement)) == {"pinned_host"}
     assert_equal(moved.anchor, task)
-    kept = 0 if reset else 1
+    factor = 0 if reset else 1
     assert_equal(
-        moved.displacement, jax.tree.map(lambda x: kept * np.asarray(x), state.displacement)
+        moved.displacement, jax.tree.map(lambda x: factor * np.asarray(x), state.displacement)
     )
 
 
-def test_a_new_anchor_from_the_host_goes_where_the_old_one_lies():
+def test_set_anchor_copies_an_anchor_from_the_host_to_the_device():
     tx, params = METHODS["ftp"](), numbers()
     moved = set_anchor(tx.init(params), jax.device_put(params, jax.memory.Space.Host))
     assert kinds(moved) == {"device"}
 
 
-def test_importances_go_along():
+def test_importances_are_offloaded_too():
     params = numbers()
     tx = optax.chain(add_anchor_decay(0.1, importance=numbers(5)), optax.sgd(0.1))
     state = offload(tx.init(params))
     assert kinds(optax.tree.get(state, "importance")) == {"pinned_host"}
-    assert_equal(trained(tx, params, state), trained(tx, params, tx.init(params)))
+    assert_equal(train(tx, params, state), train(tx, params, tx.init(params)))
 
 
-def test_an_anchor_handed_in_may_lie_on_the_host():
+def test_an_anchor_argument_may_be_in_host_memory():
     tx, params = METHODS["ftp"](anchor="argument"), numbers()
     reference = jax.device_put(params, jax.memory.Space.Host)
     step = jax.jit(lambda p, s, a: tx.update(p, s, p, anchor=a)[0])
     assert_equal(step(params, tx.init(params), reference), step(params, tx.init(params), params))
 
 
-def test_a_state_of_others_is_refused():
+def test_a_state_of_another_optimizer_is_refused():
     with pytest.raises(ValueError, match="found no state of this library"):
         offload(optax.adam(0.1).init(numbers()))

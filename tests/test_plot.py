@@ -13,7 +13,7 @@ import tpgm_jax
 from tpgm_jax import Group, Report
 
 matplotlib.use("Agg")
-plot: Any = tpgm_jax.plot  # untyped, as some calls are wrong
+plot: Any = tpgm_jax.plot  # untyped, because some calls are wrong
 RADII = {
     "blocks": [0.1, 0.2, 0.3],
     "embed/kernel": 0.4,

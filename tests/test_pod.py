@@ -1,4 +1,4 @@
-"""`examples.pod_finetune` in its smallest form, and what it rests on."""
+"""`examples.pod_finetune` at its smallest size, and its modules."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
-from processes import SETTINGS, arguments, assert_equal, saved, started
+from processes import SETTINGS, arguments, assert_equal, load_checkpoint, start_processes
 
 import tpgm_jax
 from examples.pod import data, sharding
@@ -23,7 +23,7 @@ from examples.pod_finetune import main
 
 pytestmark = pytest.mark.slow
 DATA = {"fine-tuning data", "pre-training data"}
-RADII = {  # by tensor, how many
+RADII = {  # by tensor, the number of radii
     **{f"layers/attention/{name}/kernel": 2 for name in ("query", "key", "value", "out")},
     **{f"layers/{name}/kernel": 2 for name in ("up", "down")},
     **{f"layers/{name}/scale": 2 for name in ("norm_1", "norm_2")},
@@ -32,8 +32,8 @@ RADII = {  # by tensor, how many
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run from end to end: its folder, and what it returned."""
+def full_run(tmp_path_factory):
+    """A complete run: its folder, and its results."""
     folder = tmp_path_factory.mktemp("finished")
     return folder, main(arguments(folder))
 
@@ -47,52 +47,54 @@ def assert_complete(results):
     assert all(np.min(r) > 0 for r in results["radii"].values())
 
 
-def test_a_run_reports_losses_on_old_and_new_data_and_a_radius_for_each_layer(finished):
-    assert_complete(finished[1])
+def test_a_run_reports_losses_on_old_and_new_data_and_a_radius_for_each_layer(full_run):
+    assert_complete(full_run[1])
 
 
-def test_a_run_that_is_done_is_not_done_again(finished, capsys):
-    folder, results = finished
-    before = saved(folder, SETTINGS.steps)
+def test_a_complete_run_is_not_repeated(full_run, capsys):
+    folder, results = full_run
+    before = load_checkpoint(folder, SETTINGS.steps)
     assert main(arguments(folder)) == results
     assert "resumed after step 6 of 6" in capsys.readouterr().out
-    assert_equal(saved(folder, SETTINGS.steps), before)
+    assert_equal(load_checkpoint(folder, SETTINGS.steps), before)
 
 
-def test_a_checkpoint_of_another_norm_is_refused_though_its_shapes_fit(finished, monkeypatch):
+def test_a_checkpoint_of_another_norm_is_refused_although_its_shapes_fit(full_run, monkeypatch):
     monkeypatch.setattr(tpgm_jax, "ftp", functools.partial(tpgm_jax.ftp, norm="l2"))
     with pytest.raises(ValueError, match="`norm` was 'mars'"):
-        saved(finished[0], SETTINGS.steps)
+        load_checkpoint(full_run[0], SETTINGS.steps)
 
 
-def test_a_kill_while_a_checkpoint_is_saved_leaves_the_one_before(finished, tmp_path, capsys):
-    whole, results = finished
+def test_a_kill_while_saving_leaves_the_previous_checkpoint(full_run, tmp_path, capsys):
+    whole, results = full_run
     words = arguments(tmp_path, pretrained=whole / "pretrained")
-    # As many devices as here, for the same sums in the same order.
-    with started(["save", 4, *words], tmp_path / "log", 1, jax.device_count()) as (process,):
+    # As many devices as here, so that sums have the same order.
+    with start_processes(["save", 4, *words], tmp_path / "log", 1, jax.device_count()) as (
+        process,
+    ):
         assert process.child.wait(timeout=240) == -signal.SIGKILL, process.log.read_text()
     assert [path.name for path in (tmp_path / "ftp").glob("4*")] == ["4.orbax-checkpoint-tmp"]
 
     assert main(words) == results
     assert "fine-tuning: resumed after step 2 of 6" in capsys.readouterr().out
-    assert_equal(saved(tmp_path, SETTINGS.steps), saved(whole, SETTINGS.steps))
+    assert_equal(load_checkpoint(tmp_path, SETTINGS.steps), load_checkpoint(whole, SETTINGS.steps))
 
 
-def test_tpgm_runs_on_a_text_and_draws_its_radii(finished, tmp_path):
+def test_tpgm_runs_on_a_text_and_logs_its_radii(full_run, tmp_path):
     (tmp_path / "text").write_text("To be, or not to be, that is the question. " * 10)
     settings = dataclasses.replace(SETTINGS, method="tpgm", every=2, text=str(tmp_path / "text"))
-    folders = {"pretrained": finished[0] / "pretrained", "tensorboard": tmp_path / "board"}
+    folders = {"pretrained": full_run[0] / "pretrained", "tensorboard": tmp_path / "board"}
     results = main(arguments(tmp_path / "run", settings, **folders, log_every=3, save_every=4))
     assert_complete(results)
     assert sorted(x.name for x in (tmp_path / "run" / "tpgm").iterdir()) == ["1", "4", "6"]
-    old, (before, *_) = "pre-training data", finished[1]["losses"].values()
+    old, (before, *_) = "pre-training data", full_run[1]["losses"].values()
     assert results["losses"]["before fine-tuning"][old] == before[old]
     (board,) = (tmp_path / "board").iterdir()
     for name in ("fine-tuning/loss", "radius/layers/up/kernel/1", "radius/norm/scale/0"):
         assert board.read_bytes().count(name.encode()) == 2, name
 
 
-def test_rows_do_not_depend_on_who_makes_them(tmp_path):
+def test_rows_do_not_depend_on_how_processes_divide_them(tmp_path):
     text = tmp_path / "text"
     text.write_bytes(np.random.default_rng(0).bytes(1000))
     for source in (data.Languages(range(4, 8), seed=3), data.Text(text, 8, seed=3)):
@@ -105,7 +107,7 @@ def test_rows_do_not_depend_on_who_makes_them(tmp_path):
             assert not np.array_equal(source.rows(split, step, range(16), 8), whole)
 
 
-def test_a_row_is_in_one_language_in_which_four_bytes_may_follow_each():
+def test_a_row_is_in_one_language_and_each_byte_has_four_successors():
     tokens = data.Languages(range(4, 8), seed=0).rows("train", 0, range(1000), 64)
     assert {len(set(row // data.ALPHABET)) for row in tokens} == {1}
     assert set(np.unique(tokens // data.ALPHABET)) == {4, 5, 6, 7}
@@ -121,7 +123,7 @@ def test_splits_of_a_text_are_disjoint(tmp_path):
         assert set(text.rows(split, 0, range(300), 8).tobytes()) == set(letter)
 
 
-def test_all_that_is_large_is_divided_over_the_devices():
+def test_large_arrays_are_sharded_over_the_devices():
     settings = Settings(width=64, layers=8)
     shapes = jax.eval_shape(lambda: init(settings))
     laid = sharding.of_params(shapes, AbstractMesh((8,), ("fsdp",)))
@@ -130,7 +132,7 @@ def test_all_that_is_large_is_divided_over_the_devices():
     params, state = jax.tree.map(lambda x: x.spec, laid)
     assert params["embed"]["embedding"] == P("fsdp", None)
     assert params["layers"]["up"]["kernel"] == P(None, None, "fsdp")
-    # Not along the layers, though there are as many of them as devices.
+    # Not along the layers, although there are as many layers as devices.
     assert params["layers"]["norm_1"]["scale"] == P(None, None)
     for mirror in (state.anchor, state.displacement):
         assert jax.tree.leaves(mirror["head"]) == []
@@ -140,34 +142,34 @@ def test_all_that_is_large_is_divided_over_the_devices():
 
 
 REFUSALS = {
-    "batch": ({"batch": 12}, "`--batch` is 12, which 8 devices can not divide: use a multiple"),
-    "heads": ({"heads": 3}, "`--width` is 16, which 3 heads can not divide"),
+    "batch": ({"batch": 12}, "`--batch` is 12, which 8 devices cannot divide: use a multiple"),
+    "heads": ({"heads": 3}, "`--width` is 16, which 3 heads cannot divide"),
     "method": ({"method": "fpt"}, "`--method` must be one of ftp, tpgm, none; got 'fpt'"),
     "steps": ({"steps": 0}, "`--steps` must be 1 or more; got 0"),
     "a seed below 0": ({"seed": -1}, "`--seed` must be 0 or more; got -1"),
     "no saving": ({"save_every": 0}, "--save-every: must be 1 or more; got 0"),
     "half a cluster": ({"process": 1}, "give all three, or `--distributed` alone"),
     "no pre-trained model": ({"pretrained": "{tmp}/typo"}, "there is no checkpoint in .*typo"),
-    "no text": ({"text": "{tmp}/typo"}, "`--text` can not be read, because of .*No such file"),
+    "no text": ({"text": "{tmp}/typo"}, "`--text` cannot be read, because of .*No such file"),
     "a short text": ({"text": "{tmp}/short"}, "`--text` has 5 bytes.* give it 90 or more"),
     "no TensorBoard": ({"tensorboard": "{tmp}/board"}, r"pip install 'tpgm-jax\[tensorboard\]'"),
     "other steps": (
-        {"output": "{finished}", "steps": 8},
+        {"output": "{full_run}", "steps": 8},
         "made with {'steps': 6}: ask for the same",
     ),
     "another model": (
-        {"pretrained": "{finished}/pretrained", "width": 32},
+        {"pretrained": "{full_run}/pretrained", "width": 32},
         "made with {'width': 16}",
     ),
 }
 
 
 @pytest.mark.parametrize(("options", "message"), REFUSALS.values(), ids=REFUSALS)
-def test_what_can_not_be_done_is_refused(options, message, finished, tmp_path, capsys, monkeypatch):
+def test_bad_options_are_refused(options, message, full_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)  # as if it were not installed
     (tmp_path / "short").write_text("short")
-    folders = {"tmp": tmp_path, "finished": finished[0]}
-    given: Any = {"output": "{tmp}/out", "pretrained": "{finished}/pretrained"} | options
+    folders = {"tmp": tmp_path, "full_run": full_run[0]}
+    given: Any = {"output": "{tmp}/out", "pretrained": "{full_run}/pretrained"} | options
     given = {k: v.format(**folders) if isinstance(v, str) else v for k, v in given.items()}
     settings = {name: given.pop(name) for name in options if hasattr(SETTINGS, name)}
     with pytest.raises(SystemExit):

@@ -16,7 +16,7 @@ each_norm = pytest.mark.parametrize("norm", ["mars", "l2"])
 
 
 def sizes(tree, norm):
-    """Norms in NumPy float64, one per row or tensor; rows lie on the last axis."""
+    """Norms in NumPy float64, one per row or tensor; rows are on the last axis."""
     found = {}
     for name, x in tree.items():
         rows = np.asarray(x, np.float64).reshape(-1, x.shape[-1] if x.ndim > 1 else 1)
@@ -59,7 +59,7 @@ def test_steps_end_inside_the_ball(norm, dtype, scale):
     updates = random_tree(SHAPES, 1, scale=scale, dtype=dtype)
     tx = tpgm_jax.project_to_anchor(0.5, norm=norm)
     step, params, state = make_step(tx), anchor, tx.init(anchor)
-    for sign in (1, -1):  # the second step leaves from the far side of the ball
+    for sign in (1, -1):  # the second step starts from the far side of the ball
         params, state = step(params, state, jax.tree.map(lambda u, s=sign: s * u, updates))
         distances = {
             name: np.asarray(params[name], np.float64) - np.asarray(anchor[name], np.float64)
@@ -76,7 +76,7 @@ def test_steps_end_inside_the_ball(norm, dtype, scale):
 
 
 @each_norm
-def test_an_update_inside_the_ball_is_returned_but_for_rounding(norm):
+def test_an_update_inside_the_ball_is_returned_up_to_rounding(norm):
     anchor, moves = random_tree(SHAPES, 0), random_tree(SHAPES, 1, scale=1e-3)
     params = jax.tree.map(jnp.add, anchor, moves)
     updates = random_tree(SHAPES, 2, scale=1e-4)
@@ -88,7 +88,7 @@ def test_an_update_inside_the_ball_is_returned_but_for_rounding(norm):
         np.testing.assert_array_less(np.abs(projected[name] - update), 1.8e-7 * size)
 
 
-def test_a_tiny_radius_is_kept_against_a_huge_update():
+def test_a_tiny_radius_bounds_a_huge_update():
     # `u - (1 - ratio) * d` would be off by 2e-3 here: 4e4 times float32's 6e-8.
     params = jnp.full((3, 2), 0.25)
     tx = tpgm_jax.project_to_anchor(1e-8)
@@ -110,7 +110,7 @@ def test_slopes_at_the_anchor_are_finite(norm):
             assert np.all(np.isfinite(slope))
 
 
-def test_the_slope_at_the_tie_is_that_outside_the_ball():
+def test_the_slope_at_the_radius_equals_the_slope_outside_the_ball():
     slope = jax.grad(ball.shrinkage)(jnp.array(4.0), jnp.array(4.0))
     assert slope == 0.25
     assert jax.grad(ball.shrinkage)(jnp.array(4.0), jnp.array(3.9)) == 0
@@ -128,7 +128,7 @@ def test_a_radius_may_be_a_schedule():
 
 
 def test_half_precision_is_measured_in_float32():
-    # 257 weights that moved by 1 each: bfloat16 knows 256 and 258, and no number between.
+    # 257 weights that moved by 1 each: bfloat16 has 256 and 258, and no number between.
     params = jnp.zeros((257, 1), jnp.bfloat16)
     tx = tpgm_jax.project_to_anchor(1.0)
     projected, _ = make_update(tx)(jnp.ones_like(params), tx.init(params), params)
@@ -136,7 +136,7 @@ def test_half_precision_is_measured_in_float32():
     assert jnp.bfloat16(1 / 257) != jnp.bfloat16(1 / 256)
 
 
-def test_bfloat16_rounds_what_the_radius_asks():
+def test_projected_weights_are_rounded_to_bfloat16():
     # Between 0.5 and 1 the numbers of bfloat16 are 2^-8 apart: 0.5 + 0.1 becomes 154 / 256.
     params = jnp.full((1,), 0.5, jnp.bfloat16)
     tx = tpgm_jax.project_to_anchor(0.1)

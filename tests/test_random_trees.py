@@ -1,4 +1,4 @@
-"""Five hundred trees of any shape, through `init`, `update` and `radii`, against the loops."""
+"""Five hundred random trees: `init`, `update` and `radii` against the reference loops."""
 
 import dataclasses
 from typing import Any
@@ -14,7 +14,7 @@ from conftest import mostly_slow
 import tpgm_jax
 
 TREES, BATCH = 500, 50
-# Rows lie on the last axis, and what has no number in it is not constrained.
+# Rows are on the last axis. Empty arrays are not constrained.
 SHAPES = [(), (1,), (3,), (2, 3), (1, 2, 2), (0,), (2, 0)]
 METHODS = {
     "ftp": lambda: tpgm_jax.ftp(optax.sgd(0.1)),
@@ -28,14 +28,14 @@ pytestmark = pytest.mark.usefixtures("x64")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Layer:
-    """A container of a user's own."""
+    """A user-defined container."""
 
     weight: Any
     rest: Any
 
 
 def random_tree(rng, depth=0) -> Any:
-    """Dicts, lists, tuples, dataclasses, `None`, nothing, and arrays of every kind."""
+    """A tree of dicts, lists, tuples, dataclasses, `None`, empty containers, and arrays."""
     kinds = ["array", "none", "dict", "list", "tuple", "layer"]
     likely = [0.2, 0.1, 0.3, 0.15, 0.1, 0.15] if depth < 3 else [0.8, 0.2, 0, 0, 0, 0]
     kind = rng.choice(kinds, p=likely)
@@ -59,8 +59,8 @@ def like(tree, rng):
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), tree)
 
 
-def expected_of(method, anchor, grads):
-    """Where the loops take one leaf, and its radius."""
+def expected_leaf(method, anchor, grads):
+    """One leaf after the reference loops, and its radius."""
     rows = (anchor.ndim - 1,) if anchor.ndim > 1 else ()
     norm = "l2" if method == "ftp l2" else "mars"
     units, params = reference.norm_units(anchor.shape, rows, (), norm), np.array(anchor)
@@ -83,7 +83,7 @@ def held_out_loss(params):
 
 
 @pytest.mark.parametrize("batch", mostly_slow({str(i): i for i in range(TREES // BATCH)}, "0"))
-def test_any_tree_goes_through(batch):
+def test_random_trees_equal_the_reference_loops(batch):
     for seed in range(batch * BATCH, (batch + 1) * BATCH):
         rng = np.random.default_rng(seed)
         method = list(METHODS)[seed % len(METHODS)]
@@ -102,7 +102,7 @@ def test_any_tree_goes_through(batch):
         constrained = []
         for moved, start, *gradients in found:
             if start.size:
-                expected, radius = expected_of(method, start, gradients)
+                expected, radius = expected_leaf(method, start, gradients)
                 constrained.append(radius)
                 # Three steps of a dozen float64 roundings each, of numbers up to 10.
                 np.testing.assert_allclose(moved, expected, rtol=0, atol=1e-13, err_msg=str(seed))

@@ -54,7 +54,7 @@ def units(name, norm):
 
 
 def scales(anchor, norm, unit):
-    """What the loops measure radii in: for each name one number a group, or nothing."""
+    """The units of the radii for the loops: by name, one number for each group, or `None`."""
     if unit == "norm":
         return dict.fromkeys(SHAPES)
     layouts = {name: (rows, layers) for name, (_, rows, layers) in TENSORS.items()}
@@ -194,7 +194,7 @@ def test_spd_equals_its_loops(strength):
             momentum[name] = 0.9 * momentum[name] + g
             expected[name] = loops[name].step(expected[name], g, -0.05 * momentum[name])
         assert_close(params, expected)
-    # Where the gradients turn round, momentum goes on in every group, and then gives in.
+    # When the gradients reverse, momentum still moves every group away for some steps, not for all.
     for name, loop in loops.items():
         assert len(groups[name]) <= loop.acted < STEPS * len(groups[name]), name
 
@@ -210,7 +210,7 @@ def test_the_decay_equals_its_loops():
     for grads in gradients():
         params, state = step(params, state, grads)
         for name, g in numpy_tree(grads).items():
-            pulled = reference.decayed(expected[name], w0[name], g, 0.7, factors[name])
+            pulled = reference.add_decay(expected[name], w0[name], g, 0.7, factors[name])
             momentum[name] = 0.9 * momentum[name] + pulled
             expected[name] = expected[name] - 0.05 * momentum[name]
         assert_close(params, expected)
@@ -220,7 +220,7 @@ def test_interpolation_equals_its_loops():
     anchor, params = random_tree(SHAPES, seed=0), random_tree(SHAPES, seed=1)
     mixed = jax.jit(tpgm_jax.interpolate)(params, anchor, 0.3)
     pairs = {name: (np.asarray(anchor[name]), np.asarray(params[name])) for name in SHAPES}
-    assert_close(mixed, {name: reference.interpolated(*x, 0.3) for name, x in pairs.items()})
+    assert_close(mixed, {name: reference.interpolate(*x, 0.3) for name, x in pairs.items()})
 
 
 def test_float32_follows_the_float64_loops():

@@ -1,4 +1,4 @@
-"""What a report says of every kind of state, in numbers."""
+"""The numbers of a report, for every kind of state."""
 
 import functools
 from typing import Any
@@ -12,7 +12,7 @@ from conftest import make_step, mostly_slow
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 from reference import norm_units, size
-from test_sharding import AUTO, EXPLICIT, OPTIONS, SHAPES, SPECS, laid_out, mesh_of
+from test_sharding import AUTO, EXPLICIT, OPTIONS, SHAPES, SPECS, lay_out, mesh_of
 from transforms import PARTS, loss, numbers
 
 import tpgm_jax
@@ -23,19 +23,19 @@ LAYOUTS = {"gain": ((), ()), "layers/bias": ((), (0,)), "layers/kernel": ((2,), 
 STEPS = 4
 
 
-# Untyped, as optax types a state no closer than as a tree.
+# Untyped, because optax types a state only as a tree.
 report: Any = tpgm_jax.report
 
 
 def slopes(t):
-    """Gradients of which some rows have next to nothing."""
+    """Gradients that are almost zero in some rows."""
     weights = jnp.array([1.0, 1.0, 1e-3, 1e-3])
     return jax.tree.map(lambda x: x * weights if x.shape[-1:] == (4,) else x, numbers(t))
 
 
 @functools.cache
 def run(make):
-    """Where some steps of a transformation lead."""
+    """Parameters and state after some steps of a transformation."""
     params, tx = numbers(dtype=jnp.float32), make()
     step, state = make_step(tx, held_out_loss=loss), tx.init(params)
     for _ in range(STEPS):
@@ -48,7 +48,7 @@ def by_path(tree):
 
 
 def distances(params, anchor, norm):
-    """By label, how far each row (or group) is from the anchor, in float64."""
+    """Distances of rows (or groups) from the anchor, by label, in float64."""
     params, anchor, found = by_path(params), by_path(anchor), {}
     for name, (rows, layers) in LAYOUTS.items():
         d = np.asarray(params[name], np.float64) - np.asarray(anchor[name], np.float64)
@@ -69,7 +69,7 @@ each_method = pytest.mark.parametrize("name", METHODS)
 
 
 @each_method
-def test_numbers_are_those_of_plain_loops(name):
+def test_numbers_equal_plain_loops(name):
     norm = "l2" if "l2" in name else "mars"
     params, state = run(METHODS[name])
     found = report(state, params)
@@ -83,12 +83,12 @@ def test_numbers_are_those_of_plain_loops(name):
         assert (group.norm, group.rows) == (norm, len(rows))
         # Sums of at most 12 float32 numbers: as many roundings of 6e-8.
         np.testing.assert_allclose(group.distance, rows.max(), rtol=12 * 6e-8)
-        # A row is at its radius but for roundings of the weights, or far from it: none is between.
+        # A row is at its radius up to rounding of the weights, or far from it; none is in between.
         near = np.abs(rows / group.radius - 1) < 1e-4
         assert np.all(near | (rows < 0.99 * group.radius)), rows / group.radius
         np.testing.assert_allclose(group.saturated, near.mean(), rtol=1e-6)
         assert not group.beyond
-    # There was something to tell apart.
+    # Some groups have saturated rows and others.
     assert norm == "l2" or any(0.2 < group.saturated < 0.8 for group in found.groups)
 
 
@@ -106,13 +106,13 @@ WRAPPED: Any = {
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-def test_a_state_is_found_wherever_it_is(name):
+def test_a_state_is_found_inside_wrappers(name):
     params, trained = run(METHODS["ftp"])
     pretrained = numbers(dtype=jnp.float32)
     state = optax.tree.set(WRAPPED[name]().init(pretrained), radii=trained.radii)
     extra = {"anchor": pretrained} if name == "argument" else {}
     found = report(state, params, **extra).groups
-    if "decay" in name:  # which is at the head as well, where there is no radius
+    if "decay" in name:  # which also applies to the head, without a radius
         head, *found = sorted(found, key=lambda group: group.radius is not None)
         assert (head.name, head.norm, head.distance > 0) == ("head/kernel", "l2", True)
     assert tuple(found) == report(trained, params).groups
@@ -150,7 +150,7 @@ def test_methods_without_radii_have_distances():
 
 
 @pytest.mark.parametrize("make", [ftp, tpgm, spd])
-def test_an_anchor_of_zeros(make):
+def test_a_zero_anchor_gives_distances_from_zero(make):
     params, norm = numbers(dtype=jnp.float32), "l2" if make is spd else "mars"
     found = report(make(BASE, anchor="zero", **PARTS).init(params), params)
     expected = distances(params, jax.tree.map(jnp.zeros_like, params), norm)
@@ -160,7 +160,7 @@ def test_an_anchor_of_zeros(make):
         np.testing.assert_allclose(group.distance, max(expected[group.label]), rtol=13 * 6e-8)
 
 
-def test_flax_keeps_a_state_in_variables():
+def test_a_report_reads_a_state_in_flax_variables():
     class Model(nnx.Module):
         def __init__(self):
             self.dense = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
@@ -182,10 +182,10 @@ def test_arrays_may_be_on_many_devices_and_anchors_on_the_host(kind):
     state = state._replace(radii=jnp.arange(1.0, 1 + len(state.radii)))
     expected = report(state, params)
     mesh = mesh_of(kind)
-    laid = laid_out(params, mesh, SPECS[model])
+    laid = lay_out(params, mesh, SPECS[model])
     anchor = jax.tree.map(lambda x: x, state.anchor)
     for name in set(anchor) - {"head"}:
-        anchor[name] = laid_out(anchor[name], mesh, SPECS[model][name])
+        anchor[name] = lay_out(anchor[name], mesh, SPECS[model][name])
     state = jax.device_put(state, jax.sharding.NamedSharding(mesh, P()))
     state = offload(state._replace(anchor=anchor))
     found = report(state, laid)
@@ -207,16 +207,16 @@ def test_arrays_may_be_on_many_devices_and_anchors_on_the_host(kind):
         *("float32-full", "float16-compact"),
     ),
 )
-def test_a_projected_row_is_at_its_radius_whatever_its_dtype(dtype, memory):
+def test_a_projected_row_is_at_its_radius_for_any_dtype(dtype, memory):
     rng = np.random.default_rng(0)
-    # Rows of one number have the largest roundings, and sums of many theirs.
+    # Rows of one number have the largest rounding errors, and long rows those of long sums.
     shapes = {"kernel": (300, 40), "ones": (1, 500), "tall": (3000, 4), "bias": (40,)}
     params = {name: np.zeros(shape) for name, shape in shapes.items()}
     params["kernel"] = rng.normal(size=shapes["kernel"])
     params = {name: jnp.asarray(x, dtype) for name, x in params.items()}
     slopes = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     grads = {name: jnp.asarray(x + np.sign(x), dtype) for name, x in slopes.items()}
-    # Every step would go a hundred times as far as the radius, which grows; the last one turns.
+    # Every step would go a hundred times as far as the growing radius. The last one reverses.
     directions = [grads] * 4 + [jax.tree.map(jnp.negative, grads)]
     tx = ftp(optax.sgd(10.0), memory=memory)
     step, state = make_step(tx), tx.init(params)
@@ -225,12 +225,12 @@ def test_a_projected_row_is_at_its_radius_whatever_its_dtype(dtype, memory):
         for group in report(state, params).groups:
             assert group.saturated == 1, (t, group)
             assert not group.beyond, (t, group)
-            # Of a bias of zeros little is lost, once it is so large that float16 has it at all.
+            # A bias near zero has small rounding errors, once float16 can represent its numbers.
             if group.name == "bias" and group.radius > 1e-6:
                 assert group.tolerance < 0.05 * group.radius
 
 
-def test_a_row_short_of_its_radius_is_not_at_it():
+def test_a_row_below_its_radius_is_not_saturated():
     params, state = run(METHODS["ftp"])
     state = state._replace(radii=1.0001 * state.radii)
     assert {group.saturated for group in report(state, params).groups} == {0.0}
@@ -240,14 +240,14 @@ def test_a_row_short_of_its_radius_is_not_at_it():
     assert "5 beyond their radius" in str(found)
 
 
-def test_before_the_first_update_nothing_is_held():
+def test_nothing_is_saturated_before_the_first_update():
     params = numbers(dtype=jnp.float32)
     for make in (ftp, tpgm):
         for group in report(make(BASE, **PARTS).init(params), params).groups:
             assert (group.radius, group.distance, group.saturated) == (0.0, 0.0, 0.0)
 
 
-def test_a_report_costs_one_transfer_and_the_step_nothing(monkeypatch):
+def test_a_report_costs_one_transfer_and_does_not_change_the_step(monkeypatch):
     params, state = run(METHODS["ftp"])
     tx = METHODS["ftp"]()
     before = str(jax.make_jaxpr(tx.update)(slopes(5), state, params))
@@ -260,14 +260,14 @@ def test_a_report_costs_one_transfer_and_the_step_nothing(monkeypatch):
     assert str(jax.make_jaxpr(tx.update)(slopes(5), state, params)) == before
 
 
-def test_layers_come_in_the_order_of_their_numbers():
+def test_layers_are_sorted_by_their_numbers():
     params = {f"block_{i}": {"w": jnp.ones(2), "b": jnp.ones(2)} for i in (0, 1, 2, 10, 11)}
     found = report(ftp(BASE).init(params | {"a": jnp.ones(2)}), params | {"a": jnp.ones(2)})
     blocks = [f"block_{i}/{leaf}" for i in (0, 1, 2, 10, 11) for leaf in "bw"]
     assert [group.name for group in found.groups] == ["a", *blocks]
 
 
-def test_layers_along_any_axes_are_groups_of_their_own():
+def test_layers_along_any_axes_are_separate_groups():
     params = {
         "stack": {"kernel": jnp.ones((3, 5, 3, 4)), "bias": jnp.ones((1, 4))},
         "thin": jnp.ones((1, 2, 4)),

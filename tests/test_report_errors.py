@@ -1,4 +1,4 @@
-"""What reports refuse."""
+"""Errors of `report`."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ import tpgm_jax
 from tpgm_jax import ftp
 
 BASE = optax.sgd(0.1)
-# Untyped, as optax types a state no closer than as a tree.
+# Untyped, because optax types a state only as a tree.
 report: Any = tpgm_jax.report
 
 STATE = ftp(BASE, **PARTS).init(numbers())

@@ -1,4 +1,4 @@
-"""What is written down twice, in files of the repository, says the same."""
+"""Facts that stand in several files of the repository agree."""
 
 import re
 import tomllib
@@ -19,11 +19,11 @@ YAML = [
 ]
 
 
-def loaded(path: str) -> Any:
+def load_yaml(path: str) -> Any:
     return yaml.safe_load((ROOT / path).read_text())
 
 
-def pinned(lines: list[str]) -> dict[str, str]:
+def versions(lines: list[str]) -> dict[str, str]:
     """Package to version, of lines such as `jax==0.10.2` or `jax>=0.10.2`."""
     return dict(re.split("[=>]=", line) for line in lines)
 
@@ -33,14 +33,14 @@ def test_settings_of_services_are_well_formed(path):
     assert isinstance(yaml.safe_load(path.read_text()), dict)
 
 
-def test_the_oldest_versions_that_are_tested_are_those_that_are_asked_for():
+def test_the_oldest_tested_versions_are_the_declared_floors():
     lines = (ROOT / ".ci/floor.txt").read_text().splitlines()
-    floor = pinned([line for line in lines if not line.startswith("#")])
-    assert floor == pinned(PROJECT["dependencies"])
+    floor = versions([line for line in lines if not line.startswith("#")])
+    assert floor == versions(PROJECT["dependencies"])
 
 
 def test_the_workflow_runs_the_whole_check_on_all_pythons_and_the_oldest_versions():
-    job = loaded(".github/workflows/test.yml")["jobs"]["test"]
+    job = load_yaml(".github/workflows/test.yml")["jobs"]["test"]
     matrix = {x["python"]: x["versions"] for x in job["strategy"]["matrix"]["include"]}
     prefix = "Programming Language :: Python :: "
     classified = {x.removeprefix(prefix) for x in PROJECT["classifiers"] if x.startswith(prefix)}
@@ -56,8 +56,8 @@ def test_the_workflow_runs_the_whole_check_on_all_pythons_and_the_oldest_version
     assert "/.ci/floor.txt" in hold["run"]
 
 
-def test_the_workflow_may_read_the_code_and_no_more():
-    workflow = loaded(".github/workflows/test.yml")
+def test_the_workflow_has_permission_to_read_the_code_only():
+    workflow = load_yaml(".github/workflows/test.yml")
     assert workflow["permissions"] == {"contents": "read"}
     assert "secrets" not in (ROOT / ".github/workflows/test.yml").read_text()
     actions = [x["uses"] for x in workflow["jobs"]["test"]["steps"] if "uses" in x]
@@ -65,7 +65,7 @@ def test_the_workflow_may_read_the_code_and_no_more():
 
 
 def test_the_citation_names_this_version_and_every_paper_that_a_docstring_names():
-    citation = loaded("CITATION.cff")
+    citation = load_yaml("CITATION.cff")
     assert citation["version"] == tpgm_jax.__version__
     assert citation["license"] == PROJECT["license"]
     cited = {paper["url"] for paper in citation["references"]}

@@ -1,4 +1,4 @@
-"""A decoder with scanned layers learns what the same decoder learns unrolled, layer by layer."""
+"""A decoder with scanned layers learns the same as the unrolled decoder, layer by layer."""
 
 import functools
 from typing import Any
@@ -15,14 +15,14 @@ import tpgm_jax
 from tpgm_jax import Axes, ftp, tpgm
 
 LAYERS, WIDTH, VOCABULARY = 2, 8, 11
-# Attention does not depend on the bias of its keys: its gradient is rounding alone, which Adam's
-# default `eps` would make a whole step of.
+# Attention does not depend on the bias of its keys, so the gradient of this bias is only rounding
+# error. With the default `eps`, Adam would scale it up to a full step.
 ADAM = optax.adam(0.1, eps=1e-3)
 METHODS = {
     "ftp": lambda axes: ftp(ADAM, axes=axes),
     "tpgm by anchor": lambda axes: tpgm(ADAM, every=2, unit="anchor", axes=axes),
 }
-# Slow; stacked layers are also in `test_reference.py`.
+# Slow. `test_reference.py` covers stacked layers too.
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.slow]
 
 dense: Any = functools.partial(nn.Dense, param_dtype="float64")
@@ -30,7 +30,7 @@ norm: Any = functools.partial(nn.RMSNorm, param_dtype="float64")
 
 
 class Layer(nn.Module):
-    """Causal attention and a perceptron; called as `nn.scan` wants it."""
+    """Causal attention and a perceptron; with the signature that `nn.scan` expects."""
 
     @nn.compact
     def __call__(self, x, _=None):
@@ -65,7 +65,7 @@ class Decoder(nn.Module):
         return dense(VOCABULARY, name="head")(x)
 
 
-def stacked(params, axis):
+def stack_layers(params, axis):
     """Parameters of the unrolled decoder for the scanned one."""
     params = dict(params)
     layers = [params.pop(f"layers_{i}") for i in range(LAYERS)]
@@ -73,15 +73,15 @@ def stacked(params, axis):
 
 
 @functools.cache
-def pretrained() -> Any:
+def pretrained_params() -> Any:
     """Parameters of the unrolled decoder."""
     return jax.jit(Decoder(None).init)(jax.random.key(0), jnp.zeros((1, 5), int))["params"]
 
 
-def trained(method, axis):
-    """Where a few steps lead, and the radii."""
+def train(method, axis):
+    """Parameters after a few steps, and the radii."""
     decoder, axes = Decoder(axis), None if axis is None else {"layers/.*": Axes(layers=axis)}
-    params = pretrained() if axis is None else stacked(pretrained(), axis)
+    params = pretrained_params() if axis is None else stack_layers(pretrained_params(), axis)
     tokens, held_out = np.random.default_rng(0).integers(0, VOCABULARY, (2, 4, 6))
     tx = method(axes)
 
@@ -104,11 +104,11 @@ def trained(method, axis):
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_a_scanned_decoder_learns_as_the_unrolled_one(method):
-    one_by_one, expected = trained(method, None)
+def test_a_scanned_decoder_learns_the_same_as_the_unrolled_one(method):
+    one_by_one, expected = train(method, None)
     for axis in (0, 1):
-        scanned, radii = trained(method, axis)
-        assert_close(scanned, stacked(one_by_one, axis))
+        scanned, radii = train(method, axis)
+        assert_close(scanned, stack_layers(one_by_one, axis))
         for name, radius in radii.items():
             root, _, rest = name.partition("/")
             if root == "layers":

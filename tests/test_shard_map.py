@@ -1,7 +1,7 @@
-"""Where devices run the same program on data of their own: `jax.shard_map` and `jax.pmap`.
+"""Devices that run the same program on their own data: `jax.shard_map` and `jax.pmap`.
 
-The caller averages the gradients, as for any optimizer. Held-out losses are `tpgm`'s to average,
-along `axis_name`, as it alone sees their gradients in the radii.
+The caller averages the gradients, as for any optimizer. `tpgm` averages the held-out loss along
+`axis_name`, because only `tpgm` computes its gradient with respect to the radii.
 """
 
 import functools
@@ -22,7 +22,7 @@ DEVICES = 4
 SHAPES = {"kernel": (3, 2), "bias": (2,)}
 DATA = {"x": (8, 3), "y": (8, 2), "held_out_x": (8, 3), "held_out_y": (8, 2)}
 
-# Radii by plain descent: Adam's would forgive a sum in place of a mean.
+# Gradient descent on the radii, because Adam would hide a sum in place of a mean.
 SLOPE = optax.sgd(0.1)
 METHODS = {
     "ftp": lambda _: ftp(optax.adam(0.1), radius_optimizer=SLOPE),
@@ -45,7 +45,7 @@ def average(tree, axis):
 
 
 def train(tx, params, state, data, *, axis=None, of_gradients=True, of_held_out=False):
-    """A few steps; where devices share the work, it says what the caller averages."""
+    """Takes a few steps. If devices share the work, the flags choose what the caller averages."""
 
     def mean_loss(params):
         value = loss(params, data["x"], data["y"])
@@ -68,7 +68,7 @@ def train(tx, params, state, data, *, axis=None, of_gradients=True, of_held_out=
 def by_shard_map(tx, params, data, *, checked, of_held_out):
     devices = jax.devices("cpu")[:DEVICES]
     mesh = jax.make_mesh((DEVICES,), ("data",), (AxisType.Auto,), devices=devices)
-    # Where it checks what is replicated it also adds up gradients: then losses are averaged.
+    # With `check_vma`, `shard_map` also sums gradients over devices, so the loss is averaged.
     run = functools.partial(
         train, tx, axis="data", of_gradients=not checked, of_held_out=of_held_out
     )
@@ -107,7 +107,7 @@ WAYS = {
         *("tpgm", "project_to_anchor"),
     ),
 )
-def test_every_device_has_the_radii_and_parameters_of_one(method, way, of_held_out):
+def test_every_device_has_the_same_params_and_state_as_a_single_device(method, way, of_held_out):
     params, data = random_tree(SHAPES, 0), random_tree(DATA, 1)
     one = method(None)
     expected = jax.jit(functools.partial(train, one))(params, one.init(params), data)

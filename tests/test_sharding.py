@@ -1,4 +1,4 @@
-"""Eight devices give the numbers of one, and keep every array where it was laid."""
+"""Eight devices give the same numbers as one, and every array keeps its sharding."""
 
 import functools
 import math
@@ -18,8 +18,8 @@ from tpgm_jax import Axes, add_anchor_decay, fit_radii, ftp, project_to_anchor, 
 
 DEVICES = 8
 
-# Two models: the shapes of their parameters, how these lie on a mesh of 4 x 2 devices, and
-# what the transformations have to be told of them.
+# Two models: the shapes of their parameters, their layouts on a mesh of 4 x 2 devices, and the
+# options of the transformations.
 SHAPES: Any = {
     "fsdp x tensor": {
         "embed": {"embedding": (16, 8)},
@@ -101,27 +101,27 @@ def mesh_of(kind, shape=(4, 2)):
     return jax.make_mesh(shape, ("fsdp", "tensor"), (kind, kind), devices=devices)
 
 
-def laid_out(tree, mesh, specs):
+def lay_out(tree, mesh, specs):
     return jax.tree.map(lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec)), tree, specs)
 
 
-def is_hole(node):
+def is_placeholder(node):
     return isinstance(node, optax.MaskedNode)
 
 
-def assert_laid_alike(received, expected):
+def assert_same_sharding(received, expected):
     for x, y in zip(jax.tree.leaves(received), jax.tree.leaves(expected), strict=True):
         assert x.sharding.is_equivalent_to(y.sharding, x.ndim), (x.sharding, y.sharding)
 
 
-def assert_of_one_type(received, expected):
+def assert_same_types(received, expected):
     """Containers, shapes, dtypes, weak types and shardings."""
     assert jax.tree.map(jax.typeof, received) == jax.tree.map(jax.typeof, expected)
-    assert_laid_alike(received, expected)
+    assert_same_sharding(received, expected)
 
 
 class Run(NamedTuple):
-    """What a few steps that donate their arguments start from and lead to."""
+    """The start and the end of a few steps that donate their arguments."""
 
     start: Any
     init: Any
@@ -134,7 +134,7 @@ class Run(NamedTuple):
 def run(method, model, mesh):
     with jax.set_mesh(mesh):
         tx = method(**OPTIONS[model])
-        start = params = laid_out(numbers(shapes=SHAPES[model]), mesh, SPECS[model])
+        start = params = lay_out(numbers(shapes=SHAPES[model]), mesh, SPECS[model])
         compiled_init = jax.jit(tx.init)(params)
         init = state = tx.init(params)
         step = jax.jit(stepper(tx), donate_argnums=(0, 1))
@@ -148,7 +148,7 @@ def run(method, model, mesh):
 @each_kind
 @each_model
 @each_method
-def test_eight_devices_learn_as_one(method, model, kind):
+def test_eight_devices_learn_the_same_as_one(method, model, kind):
     many, one = run(method, model, mesh_of(kind)), run(method, model, mesh_of(AUTO, (1, 1)))
     assert {len(x.devices()) for x in jax.tree.leaves(many.params)} == {DEVICES}
     assert {len(x.devices()) for x in jax.tree.leaves(one.params)} == {1}
@@ -159,14 +159,14 @@ def test_eight_devices_learn_as_one(method, model, kind):
 
 
 @pytest.mark.parametrize("options", [{"anchor": "argument"}, {"anchor": "zero"}], ids=str)
-def test_an_anchor_from_elsewhere_is_the_same_on_eight_devices(options):
+def test_eight_devices_learn_the_same_as_one_with_other_anchors(options):
     model = "fsdp x tensor"
 
-    def learned(mesh):
+    def learn(mesh):
         with jax.set_mesh(mesh):
             tx = METHODS["ftp"](**options, **OPTIONS[model])
             params, anchor = (
-                laid_out(numbers(seed, shapes=SHAPES[model]), mesh, SPECS[model]) for seed in (0, 1)
+                lay_out(numbers(seed, shapes=SHAPES[model]), mesh, SPECS[model]) for seed in (0, 1)
             )
             state = tx.init(params)
             handed = {"anchor": anchor} if options["anchor"] == "argument" else {}
@@ -179,73 +179,73 @@ def test_an_anchor_from_elsewhere_is_the_same_on_eight_devices(options):
         assert not jax.tree.leaves(state.anchor)
         return params, state
 
-    assert_close(learned(mesh_of(EXPLICIT)), learned(mesh_of(AUTO, (1, 1))))
+    assert_close(learn(mesh_of(EXPLICIT)), learn(mesh_of(AUTO, (1, 1))))
 
 
 @each_kind
 @each_model
 @each_method
-def test_arrays_stay_where_the_parameters_lie(method, model, kind):
+def test_arrays_keep_the_sharding_of_the_params(method, model, kind):
     done = run(method, model, mesh_of(kind))
-    assert_laid_alike(done.params, done.start)
-    # All but the heads, which are not constrained, and of which the state keeps nothing.
+    assert_same_sharding(done.params, done.start)
+    # All but the head, which is not constrained and so not stored in the state.
     for name in ("anchor", "displacement"):
         for _, mirror in optax.tree.get_all_with_path(done.state, name):
             mirror, start = ({**tree, "head": ()} for tree in (mirror, done.start))
-            assert_laid_alike(mirror, start)
+            assert_same_sharding(mirror, start)
 
 
 @each_model
 @each_method
-def test_state_types_are_the_same_wherever_a_state_comes_from(method, model):
+def test_state_types_agree_between_init_jitted_init_and_steps(method, model):
     done = run(method, model, mesh_of(EXPLICIT))
-    assert_of_one_type(done.state, done.init)
-    assert_of_one_type(done.compiled_init, done.init)
+    assert_same_types(done.state, done.init)
+    assert_same_types(done.compiled_init, done.init)
 
 
 @each_kind
 @pytest.mark.parametrize("source", ["file", "whole", "laid alike"])
-def test_a_new_anchor_lies_as_the_old_one_did(kind, source):
+def test_set_anchor_keeps_the_sharding_of_the_anchor(kind, source):
     model, mesh = "fsdp x tensor", mesh_of(kind)
     params, other = (numbers(seed, shapes=SHAPES[model]) for seed in (0, 1))
     expected = new = jax.tree.map(np.asarray, other)
     with jax.set_mesh(mesh):
-        state: Any = ftp(optax.sgd(0.1)).init(laid_out(params, mesh, SPECS[model]))
+        state: Any = ftp(optax.sgd(0.1)).init(lay_out(params, mesh, SPECS[model]))
         if source == "whole":
             new = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, P())), new)
         elif source == "laid alike":
-            new = laid_out(new, mesh, SPECS[model])
+            new = lay_out(new, mesh, SPECS[model])
         moved: Any = tpgm_jax.set_anchor(state, new)
-        if source != "file":  # a step that donates them must not take the anchor along
+        if source != "file":  # a step that donates them must not delete the anchor
             jax.tree.map(lambda x: x.delete(), new)
-    assert_of_one_type(moved.anchor, state.anchor)
+    assert_same_types(moved.anchor, state.anchor)
     jax.tree.map(np.testing.assert_array_equal, moved.anchor, expected)
 
 
-def test_an_eager_update_keeps_the_types_of_parameters_and_state():
+def test_an_eager_update_keeps_the_types_of_params_and_state():
     mesh = mesh_of(EXPLICIT)
     with jax.set_mesh(mesh):
-        params = laid_out(numbers(shapes={"kernel": (3, 8, 4)}), mesh, {"kernel": P(None, "fsdp")})
+        params = lay_out(numbers(shapes={"kernel": (3, 8, 4)}), mesh, {"kernel": P(None, "fsdp")})
         tx = ftp(optax.sgd(0.1), axes={"kernel": Axes(layers=0)})
         state = tx.init(params)
-        assert_of_one_type(tx.update(params, state, params), (params, state))
+        assert_same_types(tx.update(params, state, params), (params, state))
 
 
 @each_kind
 @each_method
-def test_map_params_tells_jit_where_to_lay_the_state(method, kind):
+def test_map_params_gives_jit_the_shardings_of_the_state(method, kind):
     mesh, model = mesh_of(kind), "fsdp x tensor"
     with jax.set_mesh(mesh):
         tx = method(**OPTIONS[model])
-        params = laid_out(numbers(shapes=SHAPES[model]), mesh, SPECS[model])
-        # As optax asks of its own `masked`: the state has holes where nothing is kept of the heads.
+        params = lay_out(numbers(shapes=SHAPES[model]), mesh, SPECS[model])
+        # As with `optax.masked`, the state has placeholders for the head, which is not stored.
         shardings = optax.tree.map_params(
             tx,
-            lambda x, spec: x if is_hole(x) else NamedSharding(mesh, spec),
+            lambda x, spec: x if is_placeholder(x) else NamedSharding(mesh, spec),
             jax.eval_shape(tx.init, params),
             SPECS[model],
             transform_non_params=lambda _: NamedSharding(mesh, P()),
-            is_leaf=is_hole,
+            is_leaf=is_placeholder,
         )
         state = jax.jit(tx.init, out_shardings=shardings)(params)
         assert jax.tree.map(lambda x: x.sharding, state) == shardings
@@ -255,15 +255,15 @@ def test_map_params_tells_jit_where_to_lay_the_state(method, kind):
 
 @each_kind
 @pytest.mark.parametrize(("model", "norm"), list(zip(SHAPES, ["l2", "mars"], strict=True)))
-def test_fit_radii_finds_the_same_on_eight_devices(model, norm, kind):
+def test_fit_radii_is_the_same_on_eight_devices(model, norm, kind):
     def fit(mesh):
         with jax.set_mesh(mesh):
             anchor, tuned = (
-                laid_out(numbers(seed, shapes=SHAPES[model]), mesh, SPECS[model]) for seed in (0, 1)
+                lay_out(numbers(seed, shapes=SHAPES[model]), mesh, SPECS[model]) for seed in (0, 1)
             )
             batches = [0.1, 0.2, 0.3]
             return tuned, fit_radii(loss, tuned, anchor, batches, norm=norm, **OPTIONS[model])
 
     (tuned, many), (_, one) = fit(mesh_of(kind)), fit(mesh_of(AUTO, (1, 1)))
-    assert_laid_alike(many.params, tuned)
+    assert_same_sharding(many.params, tuned)
     assert_close(many, one)

@@ -17,8 +17,8 @@ from test_sharding import (
     AUTO,
     EXPLICIT,
     METHODS,
-    assert_laid_alike,
-    assert_of_one_type,
+    assert_same_sharding,
+    assert_same_types,
     each_kind,
     mesh_of,
 )
@@ -29,7 +29,7 @@ from tpgm_jax import Axes
 LAYERS = 3
 OPTIONS: Any = {"exclude": "head/.*", "axes": {"layers/.*": Axes(layers=0)}}
 NAMES = ("fsdp", "tensor")
-# The state of `spd` holds nothing that those of the others do not.
+# Without `spd`, whose state has no fields that the others lack.
 STATES = {name: method for name, method in METHODS.items() if name != "spd"}
 each_method = pytest.mark.parametrize("method", mostly_slow(STATES, "ftp"))
 pytestmark = pytest.mark.usefixtures("x64")
@@ -61,13 +61,13 @@ class LinenModel(nn.Module):
 
 
 def linen_shardings(mesh, shapes):
-    """What a user of linen tells JAX of parameters, and of an optimizer's state too."""
+    """The shardings that a linen user gives to JAX, for parameters or an optimizer's state."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), nn.get_partition_spec(shapes))
 
 
 @each_kind
 @each_method
-def test_boxed_parameters_learn_on_eight_devices_as_on_one(method, kind):
+def test_boxed_parameters_learn_the_same_on_eight_devices_as_on_one(method, kind):
     given = LinenModel().init(jax.random.key(0), jnp.ones((2, 8)))["params"]
     tx, given = method(**OPTIONS), jax.tree.map(np.array, given)
 
@@ -84,14 +84,14 @@ def test_boxed_parameters_learn_on_eight_devices_as_on_one(method, kind):
     (start, params, state), (_, *one) = run(mesh_of(kind)), run(mesh_of(AUTO, (1, 1)))
     assert_close([params, state], one)
     assert params["layers"]["dense"]["kernel"].value.sharding.spec == P(None, *NAMES)
-    assert_laid_alike(params, start)
-    assert_laid_alike(optax.tree.get(state, "anchor")["layers"], start["layers"])
+    assert_same_sharding(params, start)
+    assert_same_sharding(optax.tree.get(state, "anchor")["layers"], start["layers"])
     radii = optax.tree.get(state, "radii")
     assert radii is None or radii.sharding.is_fully_replicated
 
 
 class NNXModel(nnx.Module):
-    """The same with NNX, which lays parameters out as it makes them."""
+    """The same model in NNX, which shards parameters when it creates them."""
 
     def __init__(self, rngs):
         init = nnx.with_partitioning(nnx.initializers.lecun_normal(), NAMES)
@@ -105,7 +105,7 @@ class NNXModel(nnx.Module):
 
 @each_kind
 @each_method
-def test_an_nnx_optimizer_learns_on_eight_devices_as_on_one(method, kind):
+def test_an_nnx_optimizer_learns_the_same_on_eight_devices_as_on_one(method, kind):
     def loss_of_model(model):
         return loss(nnx.state(model, nnx.Param))
 
@@ -128,4 +128,4 @@ def test_an_nnx_optimizer_learns_on_eight_devices_as_on_one(method, kind):
     kernel: Any = model.layers.kernel[...]
     assert kernel.sharding.spec == P(None, *NAMES)
     if kind is EXPLICIT:
-        assert_of_one_type(state, start)
+        assert_same_types(state, start)

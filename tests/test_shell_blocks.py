@@ -1,8 +1,8 @@
-"""What the pages have a shell do, done: each block as it stands, its programs as far as a test can.
+"""The shell blocks of the pages are run, each one whole, as far as a test can run their programs.
 
-A block runs under bash, with programs in front of the real ones that note how they are called. Then
-`tpgm-jax` is run; `make` says what it would do; and Python's modules are started, up to where they
-have understood their arguments. What they do then is tested where they are, in its smallest form.
+A block runs under bash, with stubs in place of the programs that record their arguments. Then
+`tpgm-jax` is run, `make` makes a dry run, and Python modules are started and stopped after they
+have parsed their arguments. Other tests cover what the modules do after that.
 """
 
 import argparse
@@ -28,12 +28,12 @@ BLOCKS = [
 NOTE = '#!/bin/sh\nprintf "%s\\0" "${0##*/}" "$@" > "$CALLS/$$"\n'
 
 
-class Understood(Exception):
-    """Raised where a program has parsed its arguments."""
+class ArgumentsParsed(Exception):
+    """Raised when a program has parsed its arguments."""
 
 
-def called(code, tmp_path):
-    """Runs a block; each program and its arguments, in the order in which they began."""
+def record_calls(code, tmp_path):
+    """Runs a block; returns each program with its arguments, in the order of their start."""
     programs, calls = tmp_path / "bin", tmp_path / "calls"
     for folder in (programs, calls):
         folder.mkdir()
@@ -47,13 +47,13 @@ def called(code, tmp_path):
         check=True,
         capture_output=True,
     )
-    noted = sorted(calls.iterdir(), key=lambda file: int(file.name))
-    return [file.read_bytes().decode().split("\0")[:-1] for file in noted]
+    records = sorted(calls.iterdir(), key=lambda file: int(file.name))
+    return [file.read_bytes().decode().split("\0")[:-1] for file in records]
 
 
 @pytest.fixture
 def checkpoints(tmp_path, monkeypatch):
-    """Where there are the files that blocks name."""
+    """Changes to a folder with the files that blocks name."""
     shapes = {
         "layers/kernel": (3, 4, 2),
         "up_convT/weight": (4, 2, 3, 3),
@@ -72,32 +72,32 @@ def checkpoints(tmp_path, monkeypatch):
 
 
 def start(module, options, monkeypatch):
-    """Starts a module as `python -m` does, up to where its arguments are understood."""
+    """Starts a module as `python -m` does, and stops it when it has parsed its arguments."""
     parse = argparse.ArgumentParser.parse_args
 
     def stop(*args, **kwargs):
         parse(*args, **kwargs)
-        raise Understood
+        raise ArgumentsParsed
 
     with monkeypatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # it may have been imported before
         patch.setattr(argparse.ArgumentParser, "parse_args", stop)
         patch.setattr(sys, "argv", [module, *options])
-        with pytest.raises(Understood):
+        with pytest.raises(ArgumentsParsed):
             runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.parametrize("code", BLOCKS)
 def test_a_shell_block_runs(code, tmp_path, monkeypatch, capsys, checkpoints):
-    found = called(code, tmp_path)
+    found = record_calls(code, tmp_path)
     assert found
     for program, *arguments in found:
         match program, arguments:
             case "make", _:
-                said = subprocess.run(
+                dry_run = subprocess.run(
                     ["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True
                 )
-                assert said.returncode == 0, said.stderr
+                assert dry_run.returncode == 0, dry_run.stderr
             case "pip", ["install", *what]:
                 extras = re.findall(r"[\w-]+(?=[\w,-]*\])", " ".join(what))
                 assert set(extras) <= set(PROJECT["project"]["optional-dependencies"])
@@ -107,10 +107,10 @@ def test_a_shell_block_runs(code, tmp_path, monkeypatch, capsys, checkpoints):
             case "tpgm-jax", _:
                 assert main(arguments) == 0, capsys.readouterr().err
             case _:
-                raise AssertionError(f"no test knows {program} {arguments}")
+                raise AssertionError(f"no test covers {program} {arguments}")
 
 
 def test_a_loop_is_run_with_each_of_its_values(tmp_path):
     (both,) = (x for x in blocks(ROOT / "docs" / "pods.md", "sh") if "--process " in x)
-    ends = [arguments[-2:] for arguments in called(both, tmp_path)]
+    ends = [arguments[-2:] for arguments in record_calls(both, tmp_path)]
     assert sorted(ends) == [["--process", "0"], ["--process", "1"]]

@@ -1,4 +1,4 @@
-"""A state knows how it was made, and a checkpoint made under other options is refused."""
+"""A state records its options, and a checkpoint with other options is refused."""
 
 import copy
 import pickle
@@ -24,7 +24,7 @@ tpgm: Any = tpgm_jax.tpgm
 
 SGD = optax.sgd(0.1)
 MADE: Any = {**PARTS, "norm": "mars"}
-# Each differs from MADE in one option, in a way that no shape of the saved arrays shows.
+# Each differs from MADE in one option that no shape of the saved arrays shows.
 OTHER: dict[str, Any] = {
     "norm": ({"norm": "l2"}, "`norm` was 'mars'"),
     "rows": ({"axes": {"layers/.*": Axes(rows=1, layers=0)}}, "rows, by `axes` was different"),
@@ -40,7 +40,7 @@ def other_params(name):
 
 
 def restore_arrays(state, fresh, folder):
-    """What Orbax does: arrays from files, structure from a fresh state."""
+    """Restores with Orbax: arrays from files, structure from a fresh state."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder, state)
         checkpointer.wait_until_finished()
@@ -55,7 +55,7 @@ def test_arrays_of_other_options_are_refused(make, name, tmp_path):
     saved = make(SGD, **MADE).init(numbers(dtype=jnp.float32))
     params, tx = other_params(name), make(SGD, **(MADE | options))
     fresh = tx.init(params)
-    if name == "order":  # Orbax names its files by the leaves, so pour the arrays in by place
+    if name == "order":  # Orbax stores arrays by name, so insert them by position
         restored = jax.tree.unflatten(jax.tree.structure(fresh), jax.tree.leaves(saved))
     else:
         restored = restore_arrays(saved, fresh, tmp_path / "checkpoint")
@@ -116,9 +116,9 @@ assert restored.spec == state.spec, restored.spec
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_a_report_is_right_without_arguments():
-    # Worked by hand: 20 steps of the l2 norm on a 4x64 weight, where every row's L1 norm is another
-    # number than the norm of the tensor.
+def test_a_report_reads_the_norm_from_the_state():
+    # Worked by hand: 20 steps with the l2 norm on a 4x64 weight, whose l2 norm differs from the L1
+    # norms of its rows.
     rng = np.random.default_rng(0)
     params: Any = {"w": jnp.asarray(rng.normal(size=(4, 64)), jnp.float32)}
     grads = {"w": jnp.asarray(rng.normal(size=(4, 64)), jnp.float32)}
@@ -135,7 +135,7 @@ def test_a_report_is_right_without_arguments():
     assert (group.norm, group.rows, group.saturated) == ("l2", 1, 1.0)
 
 
-def test_a_report_uses_the_rows_of_the_transformation():
+def test_a_report_reads_the_rows_from_the_state():
     params = {"weight": jnp.ones((2, 5))}
     state = ftp(SGD, axes={"weight": Axes(rows=0)}).init(params)
     moved = {"weight": params["weight"].at[1].add(2.0)}
@@ -144,7 +144,7 @@ def test_a_report_uses_the_rows_of_the_transformation():
     assert (group.rows, group.distance) == (2, 10.0)
 
 
-def test_a_layout_without_leaves_equals_others_for_map_params():
+def test_a_spec_without_leaves_equals_specs_of_any_layout_for_map_params():
     params = numbers(dtype=jnp.float32)
     tx = ftp(SGD, **PARTS)
     state: Any = tx.init(params)
@@ -183,13 +183,13 @@ def test_set_anchor_measures_the_new_anchor():
         np.testing.assert_array_equal(state.unit_size, [6.0])
 
 
-def test_a_state_that_is_none_of_ours_is_refused():
+def test_an_update_refuses_a_state_that_is_not_ours():
     params = {"w": jnp.ones(3)}
     with pytest.raises(TypeError, match="restore into the structure of `init"):
         ftp(SGD).update(params, {"step": 0}, params)
 
 
-def test_a_leaf_of_the_state_is_not_in_the_fingerprint_by_value():
+def test_the_fingerprint_does_not_depend_on_the_values_of_leaves():
     # Numbers of the parameters and hyper-parameters may change between save and resume.
     params = numbers(dtype=jnp.float32)
     one: Any = ftp(optax.adam(1e-3), k=0.5, **PARTS).init(params)

@@ -1,4 +1,4 @@
-"""Reading radii, and moving anchors."""
+"""Reading radii, and replacing anchors."""
 
 import functools
 from typing import Any
@@ -20,7 +20,7 @@ def loss(params):
     return sum(jnp.sum((x - 1) ** 2) for x in params.values())
 
 
-# Untyped, as optax types a state no closer than as a tree.
+# Untyped, because optax types a state only as a tree.
 set_anchor: Any = tpgm_jax.set_anchor
 
 ADAM = optax.adam(1e-2)
@@ -78,14 +78,14 @@ def test_set_anchor_on_a_fresh_state_equals_init(make):
 
 
 @each_transform
-def test_set_anchor_with_reset_starts_all_but_the_base_optimizer_afresh(make):
+def test_set_anchor_with_reset_resets_all_but_the_base_optimizer(make):
     anchor, task = (random_tree(SHAPES, seed, dtype=jnp.float32) for seed in (0, 1))
-    # A base optimizer without state: then a run on the next task differs in nothing from a
-    # new one, though the state has seen five steps of another.
+    # The base optimizer has no state, so a run on the next task equals a new run, even after five
+    # steps on another task.
     tx = make(optax.sgd(1e-2))
     _, state = run(tx, anchor, tx.init(anchor), 0, 5)
     moved = set_anchor(state, task)
-    # Not the radii of the last task, even before the next update.
+    # The radii of the last task are gone even before the next update.
     assert not np.any(optax.tree.get(moved, "radii", 0.0))
     again = run(tx, task, moved, 5, 9)
     assert_equal(again, run(tx, task, tx.init(task), 5, 9))
@@ -100,7 +100,7 @@ def test_set_anchor_keeps_the_base_optimizers_state(reset):
     assert_equal(moved.base_state, state.base_state)
 
 
-def test_set_anchor_without_reset_moves_the_anchor_alone():
+def test_set_anchor_without_reset_replaces_only_the_anchor():
     anchor, task = (random_tree(SHAPES, seed, dtype=jnp.float32) for seed in (0, 1))
     tx = TRANSFORMS["ftp"]()
     _, state = run(tx, anchor, tx.init(anchor), 0, 5)
@@ -123,7 +123,7 @@ def test_set_anchor_takes_a_checkpoint_without_the_excluded_head():
 def test_set_anchor_copies():
     params = {"w": jnp.ones(3)}
     state = set_anchor(tpgm_jax.ftp(optax.sgd(0.1)).init(params), params)
-    # Donating the parameters deletes their buffer, and must not take the anchor along.
+    # Donating the parameters deletes their buffer, and must not delete the anchor.
     jax.jit(lambda params: params["w"] + 1, donate_argnums=0)(params)
     np.testing.assert_array_equal(state.anchor["w"], 1.0)
 
@@ -153,8 +153,8 @@ def test_a_stack_of_one_layer_is_still_a_list():
     assert tpgm_jax.radii(tx.init(params), params) == {"layers": [0.0]}
 
 
-def parted():
-    """Two of ours under `optax.partition`, and a plain optimizer for the head."""
+def make_partition():
+    """Two of our transformations under `optax.partition`, and plain SGD for the head."""
     return optax.partition(
         {
             "slow": tpgm_jax.ftp(optax.sgd(0.1)),
@@ -167,12 +167,75 @@ def parted():
 
 def test_radii_merges_the_parts_of_a_partition():
     anchor = random_tree(SHAPES, 0, dtype=jnp.float32)
-    tx = parted()
+    tx = make_partition()
     params, state = run(tx, anchor, tx.init(anchor), 0, 1)
     assert set(tpgm_jax.radii(state, params)) == {"bias", "dense", "layers"}
 
 
-def test_set_anchor_moves_the_parts_of_a_partition():
+def test_set_anchor_replaces_the_anchors_of_a_partition():
     before, anchor = (random_tree(SHAPES, seed, dtype=jnp.float32) for seed in (0, 1))
-    tx = parted()
+    tx = make_partition()
     assert_equal(set_anchor(tx.init(before), anchor), tx.init(anchor))
+
+
+SGD = optax.sgd(0.1)
+PARAMS = {"block": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, "head": jnp.ones((2, 2))}
+OTHER_SHAPE = {**PARAMS, "head": jnp.ones((2, 5))}
+STATE = tpgm_jax.ftp(SGD).init(PARAMS)
+ERRORS = {
+    "radii of a state without ours": (
+        lambda: tpgm_jax.radii(SGD.init(PARAMS), PARAMS),
+        ValueError,
+        "`radii` found no state of this library",
+    ),
+    "radii of a fixed radius": (
+        lambda: tpgm_jax.radii(tpgm_jax.project_to_anchor(1.0).init(PARAMS), PARAMS),
+        ValueError,
+        "no learned radii",
+    ),
+    "radii of another model": (
+        lambda: tpgm_jax.radii(STATE, {"block": PARAMS["block"]}),
+        ValueError,
+        "`params` lacks 'head'",
+    ),
+    "radii of several models": (
+        lambda: tpgm_jax.radii(jax.tree.map(lambda x: jnp.stack([x, x]), STATE), PARAMS),
+        ValueError,
+        r"pick one, `jax.tree.map\(lambda x: x\[i\], opt_state\)`",
+    ),
+    "set_anchor on a state without ours": (
+        lambda: set_anchor(SGD.init(PARAMS), PARAMS),
+        ValueError,
+        "found no state of this library",
+    ),
+    "set_anchor to another model": (
+        lambda: set_anchor(STATE, {"block": PARAMS["block"]}),
+        ValueError,
+        "`params` lacks 'head'",
+    ),
+    "set_anchor to another shape": (
+        lambda: set_anchor(STATE, OTHER_SHAPE),
+        ValueError,
+        r"has 'head' of shape \(2, 5\), where \(2, 2\) is expected",
+    ),
+    "set_anchor with importances that there are none of": (
+        lambda: set_anchor(STATE, PARAMS, importance=PARAMS),
+        ValueError,
+        "holds none to replace",
+    ),
+    "set_anchor with importances of another shape": (
+        lambda: set_anchor(
+            tpgm_jax.add_anchor_decay(1.0, importance=PARAMS).init(PARAMS),
+            PARAMS,
+            importance=OTHER_SHAPE,
+        ),
+        ValueError,
+        r"`importance` has 'head' of shape \(2, 5\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), ERRORS.values(), ids=ERRORS)
+def test_bad_input_gets_an_error_that_says_what_to_do(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

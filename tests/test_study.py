@@ -1,4 +1,4 @@
-"""The robustness study in its smallest form: what it plans, keeps, trains and reports."""
+"""The robustness study at its smallest size: its plan, records, training and report."""
 
 import csv
 from dataclasses import replace
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.slow
 TRAINS = Cell("mlp", "reused", "finetune", 3e-3, "", 0, 0)
 
 
-def finished(scope, done=()):
-    """All cells of a study whose validation accuracies are 50, however the plan unfolds."""
+def complete_study(scope, done=()):
+    """All cells of a complete study, each with a validation accuracy of 50."""
     known = dict(done)
     while new := plan.jobs(known, scope):
         known |= {cell: 50.0 for job in new for cell in job.wanted if cell not in known}
@@ -42,7 +42,7 @@ def test_every_method_is_tried_with_the_same_number_of_trainings():
 
 
 def test_the_plan_covers_methods_models_heads_and_seeds():
-    known = finished(Scope())
+    known = complete_study(Scope())
     for model in MODELS:
         for method in (*METHODS, *DERIVED):
             heads = cells.HEADS if method in NEW_HEAD else ("reused",)
@@ -64,14 +64,14 @@ def test_the_curves_of_the_first_network_come_first():
     first = plan.jobs({}, Scope())[:20]
     assert {job.trained.pretrain_seed for job in first} == {0}
     assert {job.trained.method for job in first} == {"finetune"}
-    # And the curves of other networks last, after all else.
-    made = list(plan.ordered(finished(Scope()), Scope()))
+    # The curves of other networks come last.
+    made = list(plan.ordered(complete_study(Scope()), Scope()))
     last = [cell.pretrain_seed for cell in made[-100:]]
     assert set(last) == {2}
     assert not any(cell.head == "new" for cell in made[-100:])
 
 
-def test_validation_chooses_and_of_equals_the_one_nearest_to_the_anchor():
+def test_validation_chooses_and_ties_go_to_the_candidate_nearest_to_the_anchor():
     pairs = selection.candidates("l2sp", Scope())
     done = {
         Cell("mlp", "reused", "l2sp", *pair, 0, seed): 90.0
@@ -81,14 +81,14 @@ def test_validation_chooses_and_of_equals_the_one_nearest_to_the_anchor():
     assert selection.chosen("mlp", "reused", "l2sp", done, Scope()) == (1e-3, "weight=0.1")
     better = Cell("mlp", "reused", "l2sp", *pairs[5], 0, 101)
     assert selection.chosen("mlp", "reused", "l2sp", done | {better: 91.0}, Scope()) == pairs[5]
-    # Other seeds and other networks have no say.
+    # Other seeds and other networks do not count.
     for other in (better._replace(seed=0), better._replace(pretrain_seed=1)):
         assert selection.chosen("mlp", "reused", "l2sp", done | {other: 99.0}, Scope()) == pairs[0]
     del done[better]
     assert selection.chosen("mlp", "reused", "l2sp", done, Scope()) is None
 
 
-def test_what_is_derived_costs_no_training_of_its_own():
+def test_derived_methods_need_no_training():
     wise = TRAINS._replace(method="wise", setting="alpha=0.5")
     (job,) = [job for job in plan.jobs({}, Scope()) if job.trained == TRAINS]
     assert {TRAINS, wise, TRAINS._replace(method="tpgm_posthoc")} < set(job.wanted)
@@ -108,7 +108,7 @@ def test_jobs_are_stacked_by_program():
     ]
 
 
-def test_a_line_that_a_kill_left_unfinished_is_dropped(tmp_path):
+def test_an_unfinished_last_line_is_dropped(tmp_path):
     path = tmp_path / "rows.csv"
     table = Records(path, ("a", "b"))
     table.append([{"a": 1, "b": 2.0}, {"a": "x", "b": 98.648648}])
@@ -132,7 +132,7 @@ def test_rows_of_other_columns_and_a_second_writer_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_convolution_by_patches_is_flax_s(stride):
+def test_convolution_by_patches_equals_flax_s(stride):
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     ours: Any = Conv(4, stride)
     flax: Any = nn.Conv(4, (3, 3), strides=stride)
@@ -144,7 +144,7 @@ def test_convolution_by_patches_is_flax_s(stride):
     np.testing.assert_allclose(ours.apply(params, x), flax.apply(params, x), atol=1e-5)
 
 
-def test_attention_by_matrices_is_flax_s():
+def test_attention_by_matrices_equals_flax_s():
     x = np.random.default_rng(0).normal(size=(2, 6, 8)).astype(np.float32)
     ours, flax = Attention(4), nn.MultiHeadDotProductAttention(4)
     numbers = np.random.default_rng(1)
@@ -182,12 +182,12 @@ def test_layerwise_decay_counts_layers_from_the_top():
     tx = layerwise(hyper())
     updates: Any = tx.update(ones, tx.init(params), params)[0]
     steps = [-float(updates["params"][name]["bias"][0]) for name in names]
-    # Adam's first step is 1; in float32, 1 - 0.999 is known to 6e-8 / 1e-3, the step to half that.
+    # Adam's first step is 1. In float32, 1 - 0.999 has an error of 6e-8 / 1e-3, and the step half.
     np.testing.assert_allclose(steps, [0.25, 0.5, 1.0], rtol=3e-5)
 
 
 @pytest.mark.parametrize("exclude", [None, HEAD])
-def test_half_of_the_tensors_rest_for_an_epoch(exclude):
+def test_half_of_the_tensors_are_frozen_for_an_epoch(exclude):
     params = {"params": {f"layer_{i}": {"bias": jnp.zeros(1)} for i in range(5)}}
     params["params"]["head"] = {"bias": jnp.zeros(1)}
     tx, moved = half(hyper(exclude=exclude)), []
@@ -219,14 +219,14 @@ def test_post_hoc_fit_is_fit_radii():
 
 
 @pytest.fixture
-def hastily_compiled():
-    """Compiling takes all the time, and ten steps of training none."""
+def fast_compilation():
+    """Turns off optimisations, because compiling takes all the time and training none."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.mark.usefixtures("hastily_compiled")
+@pytest.mark.usefixtures("fast_compilation")
 def test_study_runs_reports_and_is_not_run_twice(tmp_path, monkeypatch):
     scope = replace(plan.FAST, models=("mlp",), heads=("reused",))
     path, here = tmp_path / "study.csv", Resources(workers=0, stack=2, cache=tmp_path / "cache")
@@ -234,13 +234,13 @@ def test_study_runs_reports_and_is_not_run_twice(tmp_path, monkeypatch):
     rows = records.read(path, COLUMNS)
     done = {records.cell(row): row for row in rows}
     assert len(done) == len(rows), "a cell was run twice"
-    assert set(done) == set(finished(scope))
+    assert set(done) == set(complete_study(scope))
     for row in rows:
         assert all(0 <= float(row[name]) <= 100 for name in COLUMNS[8:])
     radii = records.read(path.with_name("study_radii.csv"), runs.RADII_COLUMNS)
     assert {row["method"] for row in radii} >= {"ftp", "tpgm"}
 
-    # After a kill the lost row is made again, and nothing else; and it is the same.
+    # After a kill only the lost row is computed again, with the same result.
     whole = path.read_text().splitlines(keepends=True)
     path.write_text("".join(whole[:-1]) + whole[-1][:20])
     work(path, scope, FAST, here)
@@ -267,7 +267,7 @@ def test_study_runs_reports_and_is_not_run_twice(tmp_path, monkeypatch):
     assert (page.parent / "page" / "rates.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_one_cell_by_the_command_that_the_page_shows(tmp_path, capsys, monkeypatch):
+def test_the_command_on_the_page_prints_one_cell(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(robustness, "FAST_OUTPUT", tmp_path / "study.csv")
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     robustness.main(

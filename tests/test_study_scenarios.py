@@ -1,4 +1,4 @@
-"""The study's further scenarios and its exploration, in their smallest form, and their tables."""
+"""The study's other scenarios and its exploration at their smallest size, and their tables."""
 
 import csv
 
@@ -44,27 +44,27 @@ def test_a_rehearsal_has_a_row_for_each_method_and_runs_nothing_twice(
     assert {row["method"] for row in rows} == methods
     assert len(rows) == len(methods)
     assert all(0 <= float(row[accuracy]) <= 100 for row in rows)
-    # What differs between the methods is there to be seen, even after a few steps.
+    # The methods differ even after a few steps.
     assert len({row[accuracy] for row in rows}) > 1
     program.main(words)
     assert rows_of(tmp_path / "rows.csv") == rows
 
 
-def test_forgetting_is_what_earlier_tasks_have_lost_since_they_were_learned():
+def test_forgetting_is_the_loss_of_accuracy_on_earlier_tasks():
     after_each = np.array([[90.0, 0.0, 0.0], [70.0, 80.0, 0.0], [50.0, 60.0, 100.0]])
-    # In the end 50, 60 and 100; lost 40 and 20.
+    # The final accuracies are 50, 60 and 100. The first two tasks lost 40 and 20.
     assert continual.summary(after_each) == (70.0, 30.0)
 
 
 def write(path, columns, rows):
-    """A CSV of rows that say 0 where they say nothing."""
+    """Writes a CSV, with 0 in place of missing values."""
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="0")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def test_tables_of_what_was_run_come_from_the_files_beside_the_study(tmp_path):
+def test_tables_are_read_from_the_files_beside_the_study(tmp_path):
     study, shown = tmp_path / "robustness.csv", SHOWN
     assert scenarios.sections(study, shown) == []
     run = {"model": "mlp", "method": "ftp", "learning_rate": "0.003"}
@@ -86,15 +86,15 @@ def test_tables_of_what_was_run_come_from_the_files_beside_the_study(tmp_path):
     pixels = {k: v for k, v in run.items() if k != "model"} | eight | held_back | {"id": "80"}
     write(tmp_path / "robustness_segmentation.csv", segmentation.COLUMNS, [pixels])
     page = "\n".join(scenarios.sections(study, shown))
-    # Means by hand: of 60 and 70, which are 5 from it, so that the variance is 2 * 25 / (2 - 1); of
-    # seven times 40 and 48 once. Nothing that is held back counts.
+    # Means by hand: of 60 and 70, each 5 from the mean, so the variance is 2 * 25 / (2 - 1); and of
+    # seven times 40 and once 48. Held-back sets do not count.
     assert "| MLP | FTP | 65.0 ± 7.1 / 40.0 ± 0.0 | 90.0 / 41.0 | 1 |" in page
     assert "| MLP | FTP |  |  | 50.0 / 20.0 |  |  | 90.0 / 5.0 |" in page
     assert "| MLP | zero-shot | 30.0 / 0.0 | 30.0 / 0.0 | 30.0 / 0.0 | 60.0 / 0.0 |" in page
     assert "| FTP |  | 80.0 / 40.0 |  |" in page
 
 
-def test_the_exploration_takes_each_run_in_eight_ways_and_tests_nothing_held_back(tmp_path):
+def test_the_exploration_evaluates_each_run_in_eight_ways_on_no_held_back_set(tmp_path):
     words = ["--fast", "--output", str(tmp_path / "rows.csv"), "--cache", str(tmp_path / "cache")]
     exploration.main(words)
     rows = rows_of(tmp_path / "rows.csv")
@@ -135,9 +135,9 @@ def test_the_table_of_targets_compares_with_the_best_of_each():
     rows_with("wise", *best["wise"], [0], id=80.0, ood=51.0)
     rows.append(rows[-1] | {"pretrain_seed": 1, "method": "recommended", "learning_rate": 1e-3})
     made = tables.targets(Study([{k: str(v) for k, v in x.items()} for x in rows], Scope()), SHOWN)
-    # At 1e-2 45 in distribution, where fine-tuning has 90 at its best rate; 60 under shift, where
-    # L2-SP, the best of the three at what validation chose, has 52. Fine-tuning: 10 to 60. The runs
-    # of another network at a single rate are on no curve, and compared with nothing.
+    # At 1e-2: 45 in distribution, where fine-tuning has 90 at its best rate; 60 under shift, where
+    # L2-SP, the best of the three as chosen by validation, has 52. Fine-tuning: 10 to 60. The runs
+    # of another network at a single rate belong to no curve and are not compared.
     few = " (1 of 15 runs)"
     assert (
         f"| MLP | 0.01, untuned{few} | 45.0 | -45.00 | 60.0 | +8.0 (L2-SP) | 0.0 (50.0) |" in made
@@ -150,23 +150,23 @@ def test_a_difference_is_as_uncertain_as_the_networks_differ():
         pairs = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
         return {pair: {"id": str(x)} for pair, x in zip(pairs, numbers, strict=False)}
 
-    # By network 1, 2 and 6: their mean 3, variance (4 + 1 + 9) / 2 = 7, and Student's t for two
-    # degrees of freedom is 4.3027 in every table.
+    # The differences by network are 1, 2 and 6: mean 3, variance (4 + 1 + 9) / 2 = 7. Student's t
+    # for two degrees of freedom is 4.3027.
     found = difference(runs(2, 0, 1, 3, 6, 6), runs(0, 0, 0, 0, 0, 0), ["id"])
     half = 4.3027 * (7 / 3) ** 0.5
     np.testing.assert_allclose(found, (3, 3 - half, 3 + half, 6), rtol=1e-4)
-    # Of one network by its pairs, 4 and 2: variance 2, and t for one degree is 12.706.
+    # The pairs of one network differ by 4 and 2: variance 2. Student's t for one degree is 12.706.
     found = difference(runs(5, 3), runs(1, 1), ["id"])
     np.testing.assert_allclose(found, (3, 3 - 12.706, 3 + 12.706, 2), rtol=1e-4)
     assert np.isnan(difference(runs(5), runs(1), ["id"]).low)
     assert difference(runs(), runs(1), ["id"]).pairs == 0
 
 
-def test_the_sets_that_nothing_was_chosen_by_are_compared_with_whoever_is_best_on_them():
+def test_held_back_sets_are_compared_with_the_best_method_on_them():
     def row(**accuracies):
         return {(0, 0): {name: str(accuracies.get(name, 50)) for name in cells.SHIFTS}}
 
     others = {"wise": row(blur=60), "l2sp": row(noise=90)}
-    # Blur is one of the five: 2 points of their mean. Noise is none of them.
+    # Blur is one of the five sets: 2 points of their mean. Noise is not among them.
     assert tables.over_the_best(row(), others, cells.HELD_BACK) == "-2.0 (WiSE-FT)"
     assert tables.over_the_best(row(), others, cells.SHIFTS) == f"{-40 / 13:.1f} (L2-SP)"

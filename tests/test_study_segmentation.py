@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def inside(name):
-    """Where a test set's masks are, and the labels that they hold there."""
+    """Images, classes, and foreground masks of a test set."""
     images, classes = segmentation.tested()[name]
     return images, classes, classes != segmentation.BACKGROUND
 
@@ -31,7 +31,7 @@ def test_a_mask_holds_the_label_of_its_image_and_is_as_large_as_a_digit(name):
     assert 0.15 < digit.mean() < 0.5
 
 
-def test_masks_go_with_the_ink():
+def test_masks_move_with_the_ink():
     clean, _, unmoved = inside("id")
     np.testing.assert_array_equal(unmoved, clean > 0.5)
     for name in ("invert", "noise", "occlude", "jpeg", "dots"):
@@ -40,7 +40,7 @@ def test_masks_go_with_the_ink():
         images, _, moved = inside(name)
         np.testing.assert_array_equal(moved, images > 0.5)
         assert np.any(moved != unmoved)
-    # Ink of more than a half covers a photograph at least as much.
+    # Where ink covers more than half of a pixel, the photograph is at least as bright.
     for name in ("photo", "fonts_photo"):
         images, _, covered = inside(name)
         assert images[covered].min() > 0.5
@@ -51,8 +51,8 @@ def test_masks_of_the_pre_training_set_show_where_its_images_have_ink():
     split = segmentation.rendered(generator(0, "masks"), 400)
     digit = split.labels != segmentation.BACKGROUND
     assert 0.1 < digit.mean() < 0.6
-    # On plain paper, pixels differ from the corner's grey mostly inside: of those that differ by a
-    # quarter, nearly all are the mask's or its blurred edge's. Half of the images lie on paper.
+    # On plain paper, nearly all pixels that differ from the corner's grey by a quarter are in the
+    # mask or on its blurred edge. Half of the images are on paper.
     difference = np.abs(split.images - split.images[:, :1, :1]) > 0.25
     share = [
         (differs & mask).sum() / max(mask.sum(), 1)
@@ -61,20 +61,20 @@ def test_masks_of_the_pre_training_set_show_where_its_images_have_ink():
     assert np.median(share) > 0.8
 
 
-def test_mean_iou_is_that_of_a_hand_computation():
+def test_mean_iou_equals_a_hand_computation():
     classes = np.array([[0, 0, 10], [10, 10, 1]])
     predicted = np.array([[0, 10, 10], [10, 1, 1]])
-    # 0: 1 of 2; 1: 1 of 2; the background: 2 of 4; other classes are not there.
+    # 0: 1 of 2; 1: 1 of 2; the background: 2 of 4; other classes do not occur.
     assert segmentation.mean_iou(predicted, classes) == pytest.approx(0.5)
     assert segmentation.mean_iou(classes, classes) == 1
 
 
-def test_a_rehearsal_has_a_row_for_each_run_and_goes_on(tmp_path, monkeypatch):
-    # Of two widths it compiles in half the time.
+def test_a_rehearsal_has_a_row_for_each_run_and_resumes(tmp_path, monkeypatch):
+    # With two widths it compiles in half the time.
     monkeypatch.setattr(segmentation, "NETWORK", UNet(widths=(4, 8)))
 
     def rehearse(*seeds):
-        # Of more methods each would be compiled; that they differ is tested elsewhere.
+        # Each further method would be compiled. Another test checks that methods differ.
         scope = segmentation.Scope(methods=("ftp",), rates=(1e-3,), seeds=seeds)
         segmentation.run(tmp_path / "rows.csv", scope, FAST, tmp_path / "cache")
         with (tmp_path / "rows.csv").open(newline="") as file:
@@ -88,7 +88,7 @@ def test_a_rehearsal_has_a_row_for_each_run_and_goes_on(tmp_path, monkeypatch):
     assert all(0 < float(row["id"]) < 100 for row in rows)
 
 
-def test_wise_ft_is_made_of_a_fine_tuning(tmp_path, monkeypatch):
+def test_wise_ft_is_derived_from_a_fine_tuning(tmp_path, monkeypatch):
     anchor, tuned = ({"w": np.full((1, 2), x, np.float32)} for x in (0.0, 1.0))
     monkeypatch.setattr(segmentation, "pretrained", lambda *_: anchor)
     monkeypatch.setattr(segmentation, "trainer", lambda *_: None)
@@ -109,18 +109,16 @@ def test_wise_ft_is_made_of_a_fine_tuning(tmp_path, monkeypatch):
     assert made[1]["id"] == pytest.approx(0.45)
 
 
-def test_what_is_made_of_a_run_that_is_there_is_made_of_it_again_and_the_run_not_written_twice(
-    tmp_path, monkeypatch
-):
-    def learned(run, *_):
+def test_derived_rows_are_computed_again_without_writing_the_run_twice(tmp_path, monkeypatch):
+    def learn(run, *_):
         asked.append((run["method"], run["setting"]))
         row = run | dict.fromkeys(segmentation.COLUMNS[5:], 1.0)
         rows = {"finetune": {"method": "wise", "setting": "alpha=0.5"}}
         return [row, *([row | rows[run["method"]]] if run["method"] in rows else [])]
 
-    monkeypatch.setattr(segmentation, "learn", learned)
+    monkeypatch.setattr(segmentation, "learn", learn)
 
-    def written(*methods):
+    def methods_in_file(*methods):
         asked.clear()
         scope = segmentation.Scope(methods=methods, rates=(1e-3,), seeds=(0,))
         segmentation.run(tmp_path / "rows.csv", scope, FAST, tmp_path)
@@ -128,7 +126,12 @@ def test_what_is_made_of_a_run_that_is_there_is_made_of_it_again_and_the_run_not
             return [row["method"] for row in csv.DictReader(file)]
 
     asked: list[tuple[str, str]] = []
-    assert written("finetune", "l2sp") == ["finetune", "l2sp"]
+    assert methods_in_file("finetune", "l2sp") == ["finetune", "l2sp"]
     assert asked == [("finetune", ""), ("l2sp", "weight=0.01")]
-    assert written("zero_shot", "finetune", "wise") == ["finetune", "l2sp", "wise", "zero_shot"]
+    assert methods_in_file("zero_shot", "finetune", "wise") == [
+        "finetune",
+        "l2sp",
+        "wise",
+        "zero_shot",
+    ]
     assert asked == [("finetune", ""), ("zero_shot", "")]

@@ -1,4 +1,4 @@
-"""A report on paper, and as numbers for loggers."""
+"""A report as text, as a table, and as numbers for loggers."""
 
 import io
 import math
@@ -41,7 +41,7 @@ def test_columns_and_points_are_aligned():
     start = heading.index("rows") + 4  # where that column ends
     for name, line in zip([*names, "(parameters)"], lines, strict=True):
         assert line.startswith(name)
-    # By now all lines have the same letters to the left, but for wide ones.
+    # Cells are counted from the right, because wide letters change the length of a name.
     cells = [line[len(line) - (len(heading) - start) :] for line in lines]
     points = {cell.index(".") for cell in cells[:3]}
     assert len(points) == 1
@@ -70,12 +70,12 @@ def test_without_radii_there_are_no_columns_for_them():
     assert "L2 norm of a tensor" in str(BALL)
 
 
-def test_a_report_of_nothing_is_a_heading():
+def test_an_empty_report_is_a_heading():
     assert lines_of(Report((), ("head",))) == ["group  rows  distance"]
 
 
 @pytest.mark.parametrize("width", [60, 120])
-def test_rich_makes_a_table_of_it(width):
+def test_rich_renders_a_report_as_a_table(width):
     console = Console(width=width, record=True, file=io.StringIO(), color_system=None)
     console.print(REPORT)
     text = console.export_text()

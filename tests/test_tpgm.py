@@ -1,4 +1,4 @@
-"""TPGM beyond parity: when it learns, from what, and what it leaves alone."""
+"""TPGM beyond parity: when it learns radii, from which data, and what it does not change."""
 
 import functools
 from collections import OrderedDict
@@ -21,7 +21,7 @@ def squared_distance(params, target=0.05):
 
 
 def test_the_radius_starts_at_half_the_smallest_norm():
-    # A held-out loss without slope leaves the radius where it starts: rows move 0.3 and 0.6.
+    # With a constant held-out loss the radius stays at its start. Rows move by 0.3 and 0.6.
     tx = tpgm_jax.tpgm(optax.sgd(0.1), exclude="head")
     grads = {"w": jnp.array([[-1.0, -2.0]] * 3), "head": GRADS["head"]}
     _, state = make_step(tx, held_out_loss=lambda params: jnp.zeros(()))(
@@ -30,7 +30,7 @@ def test_the_radius_starts_at_half_the_smallest_norm():
     np.testing.assert_allclose(tpgm_jax.radii(state, PARAMS)["w"], 0.15, rtol=1e-6)
 
 
-def test_radii_are_learned_every_so_many_steps():
+def test_radii_are_learned_at_every_nth_step():
     tx = tpgm_jax.tpgm(optax.sgd(0.1), every=3, exclude="head")
     step = make_step(tx, held_out_loss=lambda params: squared_distance(params, 1.0))
     params, state, history = PARAMS, tx.init(PARAMS), []
@@ -54,7 +54,8 @@ def test_radii_are_learned_every_so_many_steps():
 def test_the_held_out_loss_is_any_function_of_the_parameters(held_out_loss):
     tx = tpgm_jax.tpgm(optax.sgd(0.1), exclude="head")
     _, state = make_step(tx, held_out_loss=held_out_loss)(PARAMS, tx.init(PARAMS), GRADS)
-    # Rows move 0.3, the radius starts at 0.15, and held-out data wants 0.6: up by 1e-2.
+    # Rows move by 0.3 and the radius starts at 0.15. The held-out loss is lowest at 0.6, so the
+    # radius increases, by 1e-2.
     np.testing.assert_allclose(tpgm_jax.radii(state, PARAMS)["w"], 0.16, rtol=1e-5)
 
 
@@ -74,7 +75,7 @@ def test_each_radius_step_gets_its_own_batch():
         _, state = step(PARAMS, tx.init(PARAMS), GRADS)
         return tpgm_jax.radii(state, PARAMS)["w"]
 
-    # The slope in r of the sum of all weights is 1 a row.
+    # The slope of the sum of all weights with respect to the radius is 1 for each row.
     np.testing.assert_allclose([radius(1), radius(2)], [0.15 - 2e-3, 0.15 - 4e-3], rtol=1e-5)
     np.testing.assert_allclose(radius(4), 0.15, rtol=1e-5)
 
@@ -220,7 +221,7 @@ def test_fit_radii_takes_an_anchor_with_another_head_or_none(head):
     jax.tree.map(np.testing.assert_array_equal, fits[0].params, fits[1].params)
 
 
-def test_fit_radii_leaves_excluded_leaves_and_its_arguments_alone():
+def test_fit_radii_does_not_change_excluded_leaves_or_its_arguments():
     anchor = {"w": jnp.zeros((2, 2)), "head": jnp.zeros(2)}
     tuned = {"w": jnp.ones((2, 2)), "head": jnp.ones(2)}
     fitted = tpgm_jax.fit_radii(

@@ -1,4 +1,4 @@
-"""Every example of `examples.trainers` in its smallest form, and what each of them promises."""
+"""Every example of `examples.trainers` at its smallest size, and the claims that each makes."""
 
 import functools
 from typing import Any
@@ -45,7 +45,7 @@ def flat(tree):
 
 
 def variables(model):
-    """Of an NNX model, parameters and statistics alike, by name."""
+    """Parameters and statistics of an NNX model, by name."""
     return flat(nnx.to_pure_dict(nnx.state(model, (nnx.Param, nnx.BatchStat))))
 
 
@@ -60,19 +60,19 @@ def check_learning(results, method):
     assert accuracies["pre-trained"][0] > luck
     assert accuracies[method][0] > 100 * np.mean(nearest == test.labels)
     assert accuracies[method][0] > accuracies["pre-trained"][0]
-    # Per cent, and not all of the shifted digits, of which some can not be told by anybody.
+    # Accuracies are in per cent, and some shifted digits are illegible, so none reaches 100.
     assert all(luck < shifted < 100 for _, shifted in accuracies.values())
 
 
 def check_radii(params, anchor, radii, names, eps=2**-23, inputs=0):
-    """Rows end within their radii, and somewhere they are as far as that.
+    """Checks that all rows are within their radii, and that some row is at its radius.
 
     Args:
-        params: where they are.
-        anchor: where they are measured from.
-        radii: by name.
-        names: that there should be.
-        eps: of the dtype that the parameters are kept in.
+        params: parameters by name.
+        anchor: anchors by name.
+        radii: radii by name.
+        names: the names that `radii` must have.
+        eps: machine epsilon of the parameters' dtype.
         inputs: the axis of a kernel along which a row extends.
     """
     assert set(radii) == names
@@ -80,8 +80,8 @@ def check_radii(params, anchor, radii, names, eps=2**-23, inputs=0):
     for name, radius in radii.items():
         axis = inputs if params[name].ndim == 2 else None
         farthest = np.abs(params[name] - anchor[name]).sum(axis=axis).max()
-        # To add the update rounds each weight by half of `eps` at most, and as much goes to the
-        # update's own sum of three terms; `1e-8` is the floor of all norms.
+        # Adding the update rounds each weight by at most half of `eps`, and the update's own sum of
+        # three terms by as much. `1e-8` is added to all norms.
         size = np.abs(params[name]).sum(axis=axis).max() + np.abs(anchor[name]).sum(axis=axis).max()
         slack = eps * (size + radius) + 1e-8
         assert 0 < farthest <= radius + slack, name
@@ -96,7 +96,7 @@ def test_a_report_shows_accuracies_and_radii(capsys):
     assert lines[2] == "radii: kernel 0.125"
 
 
-def test_nnx():
+def test_nnx_with_tpgm_learns_within_its_radii():
     results = nnx_tpgm.main(["--fast"])
     check_learning(results, "TPGM")
     tuned, pretrained = (variables(results["models"][name]) for name in ("TPGM", "pre-trained"))
@@ -106,7 +106,7 @@ def test_nnx():
         np.testing.assert_array_equal(anchor[name], pretrained[name])
 
 
-def test_linen():
+def test_linen_with_tpgm_learns_within_its_radii():
     results = linen_tpgm.main(["--fast"])
     check_learning(results, "TPGM")
     tuned, pretrained = (results["states"][name] for name in ("TPGM", "pre-trained"))
@@ -116,11 +116,11 @@ def test_linen():
     assert tuned.step == task().steps
 
 
-# ---- The held-out loss of both, without TPGM, which would be long to compile.
+# ---- The held-out loss of both, without TPGM, which takes long to compile.
 
 
 def observer():
-    """Moves nothing, and keeps the held-out loss in its state."""
+    """Returns zero updates, and stores the held-out loss in its state."""
 
     def init(params):
         return {"value": jnp.zeros(())}
@@ -149,17 +149,17 @@ def linen_step(batch, held_out):
 
 
 @pytest.mark.parametrize("step", [nnx_step, linen_step])
-def test_held_out_loss_is_in_evaluation_mode_and_leaves_statistics_alone(step):
+def test_held_out_loss_is_in_evaluation_mode_and_changes_no_statistics(step):
     batch = data.Split(*(x[:64] for x in task().train))
     before, after, received = step(batch, task().held_out)
     assert {name for name in after if not np.array_equal(after[name], before[name])} == {
         *("norm_1/mean", "norm_1/var", "norm_2/mean", "norm_2/var")
     }
 
-    # The first layer's statistics, before any dropout, are those of the one training batch.
+    # The first layer comes before any dropout, so its statistics follow from the training batch.
     x = batch.images.reshape(len(batch.images), -1) @ before["hidden_1/kernel"]
     for name, statistic in (("norm_1/mean", x.mean(axis=0)), ("norm_1/var", x.var(axis=0))):
-        # Sums of 64 numbers in float32, and the variance as a difference of such.
+        # Sums of 64 numbers in float32, and the variance as a difference of two sums.
         expected = 0.95 * before[name] + 0.05 * statistic
         np.testing.assert_allclose(after[name], expected, rtol=0, atol=1e-6)
 
@@ -178,7 +178,7 @@ def test_held_out_loss_is_in_evaluation_mode_and_leaves_statistics_alone(step):
 # ---- The others
 
 
-def test_equinox():
+def test_equinox_with_ftp_learns_within_its_radii():
     results = equinox_ftp.main(["--fast"])
     check_learning(results, "FTP")
     names = {f"layers/{i}/{x}" for i in range(3) for x in ("weight", "bias")}
@@ -188,7 +188,7 @@ def test_equinox():
     check_radii(tuned, pretrained, results["radii"], names, inputs=1)
 
 
-def test_lora():
+def test_lora_with_ftp_bounds_the_adapters_and_copies_nothing():
     results = lora.main(["--fast"])
     check_learning(results, "FTP")
     pretrained, tuned = (results["models"][name] for name in ("pre-trained", "FTP"))
@@ -216,7 +216,7 @@ def test_adapters_start_at_the_pretrained_model():
     np.testing.assert_array_equal(lora.predict(lora.with_adapters(model), images), before)
 
 
-def test_accumulation():
+def test_accumulation_makes_one_step_for_several_batches():
     results = accumulation.main(["--fast"])
     check_learning(results, "FTP")
     models, state = results["models"], results["states"]["FTP"]
@@ -227,7 +227,7 @@ def test_accumulation():
     assert isinstance(inner, tpgm_jax.FTPState)
 
 
-def test_mixed_precision():
+def test_mixed_precision_keeps_float32_weights_within_small_radii():
     results = mixed_precision.main(["--fast"])
     models, images = results["models"], task().test.images[:4]
     for method, dtype in (("FTP, float32", jnp.float32), ("FTP, bfloat16", jnp.bfloat16)):

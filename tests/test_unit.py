@@ -1,4 +1,4 @@
-"""Radii in units of the anchor: what a unit is, and what it makes radii independent of."""
+"""Radii in units of the anchor: the size of a unit, and independence of the scale of weights."""
 
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ def units_of(params, norm, axes=None):
     return {tensor.name: x for tensor, x in zip(layout.tensors, splits, strict=True)}
 
 
-def test_a_unit_is_the_mean_row_of_a_kernel_and_as_many_typical_weights_for_a_bias():
+def test_a_unit_is_the_mean_row_norm_of_a_kernel_and_the_norm_of_typical_weights_for_a_bias():
     kernel = jnp.array([[1.0, -2.0], [3.0, 0.0], [0.0, 4.0]])
     found = units_of({"kernel": kernel, "bias": jnp.zeros(2), "scale": jnp.ones(5)}, "mars")
     # Rows of 4 and 6; six weights of 10 in all.
@@ -37,7 +37,7 @@ def test_a_unit_is_the_mean_row_of_a_kernel_and_as_many_typical_weights_for_a_bi
     np.testing.assert_allclose(found["scale"], 5 * 10 / 6, rtol=1e-6)
 
 
-def test_under_the_l2_norm_it_is_the_norm_of_the_tensor():
+def test_an_l2_unit_is_the_norm_of_the_tensor():
     kernel = jnp.array([[1.0, -2.0], [2.0, 4.0]])
     found = units_of({"kernel": kernel, "bias": jnp.zeros(2)}, "l2")
     np.testing.assert_allclose(found["kernel"], 5.0, rtol=1e-6)
@@ -45,7 +45,7 @@ def test_under_the_l2_norm_it_is_the_norm_of_the_tensor():
 
 
 @each_norm
-def test_layers_have_units_of_their_own_and_share_the_typical_weight(norm):
+def test_layers_have_separate_units_and_share_the_typical_weight(norm):
     one, two = (
         random_tree({"kernel": (3, 4), "bias": (4,)}, 0),
         random_tree({"kernel": (3, 4), "bias": (4,)}, 1, scale=3.0),
@@ -77,8 +77,8 @@ def test_a_unit_is_finite_even_where_squares_overflow(norm):
         assert np.all(np.isfinite(unit))
 
 
-def test_the_optimizer_of_the_radii_starts_in_the_unit_that_it_is_handed():
-    # It remembers where it started, and moves the radii back there.
+def test_the_radius_optimizer_gets_radii_in_the_same_unit_in_init_and_update():
+    # It stores the radii that it starts from, and moves the radii back there.
     def back(updates: Any, state: Any, params: Any = None) -> Any:
         del updates
         return state - params, state
@@ -98,7 +98,7 @@ def test_the_optimizer_of_the_radii_starts_in_the_unit_that_it_is_handed():
     "method", mostly_slow({x: x for x in ("ftp", "ftp compact", "tpgm")}, "ftp", "tpgm")
 )
 def test_radii_are_the_same_for_a_model_that_is_a_hundred_times_larger(norm, method):
-    def learned(scale):
+    def learn(scale):
         anchor = random_tree(SHAPES, 0, scale=scale, dtype=jnp.float32)
         base = optax.sgd(scale * 0.1)
         if method == "tpgm":
@@ -106,7 +106,7 @@ def test_radii_are_the_same_for_a_model_that_is_a_hundred_times_larger(norm, met
         else:
             memory = "compact" if method == "ftp compact" else "full"
             tx = ftp(base, norm=norm, unit="anchor", memory=memory)
-        grads = random_tree(SHAPES, 1)  # always the same way, so that radii grow
+        grads = random_tree(SHAPES, 1)  # in one direction, so that radii grow
 
         def held_out_loss(params):
             return sum(jnp.vdot(params[name], grads[name]) for name in SHAPES)
@@ -116,17 +116,17 @@ def test_radii_are_the_same_for_a_model_that_is_a_hundred_times_larger(norm, met
             params, state = step(params, state, grads)
         return {name: r / scale for name, r in tpgm_jax.radii(state, params).items()}
 
-    small, large = learned(1.0), learned(100.0)
+    small, large = learn(1.0), learn(100.0)
     assert all(r > 1e-3 for r in small.values())
-    # What is no multiple of the weights are the 1e-8 beside norms and in Adam, next to numbers of
-    # 0.01 and more: 1e-6. Eight steps round; the compact memory holds eight bits of a direction
-    # that is at its floor, as after the first step.
+    # Only the 1e-8 that is added to norms and in Adam does not scale with the weights. Beside
+    # numbers of 0.01 and more it is 1e-6, to which eight steps add rounding. Compact memory stores
+    # eight bits of the direction of a row at its floor, as after the first step.
     tolerance = 2**-8 if method == "ftp compact" else 1e-5
     for name, radius in small.items():
         assert large[name] == pytest.approx(radius, rel=tolerance), name
 
 
-def test_an_unknown_unit_and_one_without_a_size_are_refused():
+def test_an_unknown_unit_and_an_anchor_unit_of_zeros_are_refused():
     makers = (
         lambda **options: ftp(optax.sgd(0.1), **options),
         lambda **options: tpgm(optax.sgd(0.1), **options),

@@ -1,4 +1,4 @@
-"""The transformations that the contract is checked for, and a small problem for them."""
+"""The transformations whose contract is tested, and a small problem for them."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ SHAPES = {
     "head": {"kernel": (4, 3)},
     "gain": (),
 }
-# The transformations "of parts" leave the head alone, and know of the layers.
+# The transformations "of parts" exclude the head and declare the layers.
 PARTS: Any = {"exclude": "head/.*", "axes": {"layers/.*": Axes(layers=0)}}
 
 # In float16 the default `eps` is 0, and the square of a clipped gradient may be 0 as well.
@@ -37,7 +37,7 @@ WRAPPERS = {
         optax.sgd(0.1, momentum=0.9), steps=2, every=2, norm="l2", **PARTS
     ),
     "tpgm chained": lambda: optax.chain(optax.clip_by_global_norm(1.0), tpgm(ADAMW)),
-    # With these momenta it acts within the first steps.
+    # With this momentum SPD acts within the first steps.
     "spd": lambda: spd(optax.sgd(0.6, momentum=0.9)),
     "spd of parts": lambda: optax.chain(
         optax.clip_by_global_norm(1.0),
@@ -62,7 +62,7 @@ TRANSFORMS = WRAPPERS | {
     ),
 }
 each_transform = pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS)
-# For tests that compile a program of their own for each.
+# For tests that compile a separate program for each transformation.
 each_mostly_slow_transform = pytest.mark.parametrize(
     "make",
     mostly_slow(
@@ -72,21 +72,21 @@ each_mostly_slow_transform = pytest.mark.parametrize(
     ),
 )
 
-# Where two ways to the same numbers are compared, the numbers are float64. Five steps of a
-# dozen roundings each, 2e-16 apiece, of numbers up to 10, which Adam's division by the root
-# of a small second moment can magnify tenfold: 5 * 12 * 2e-16 * 10 * 10.
+# Comparisons of two ways to compute the same numbers use float64. Each of five steps rounds numbers
+# of up to 10 a dozen times, by 2e-16 of them, and Adam's division by the root of a small second
+# moment can magnify the error tenfold: 5 * 12 * 2e-16 * 10 * 10.
 STEPS, FLOAT64 = 5, 1.2e-12
 
 
 def assert_close(received, expected):
-    """Equal in structure and, but for rounding in float64, in numbers."""
+    """Checks that structures are equal, and numbers equal up to float64 rounding."""
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=FLOAT64), received, expected
     )
 
 
 def numbers(seed=0, dtype=None, shapes=None):
-    """Parameters, or anything else shaped like them."""
+    """Random parameters, or another random tree with their shapes."""
     rng = np.random.default_rng(seed)
     shapes = SHAPES if shapes is None else shapes
     return jax.tree.map(
@@ -97,17 +97,25 @@ def numbers(seed=0, dtype=None, shapes=None):
 
 
 def loss(params, target=2.0):
-    """Pulls all parameters to `target`; the same for training and for held-out data."""
+    """Pulls all parameters to `target`; used as the training and the held-out loss."""
     return sum(jnp.sum((x - target) ** 2) for x in jax.tree.leaves(params))
 
 
 def stepper(tx, loss=loss, **extra):
-    """`step(params, state)` to the next ones, on the gradient of `loss`; not compiled."""
+    """`step(params, state)`, which returns the next params and state; not compiled."""
 
     def step(params, state):
         grads = jax.grad(loss)(params)
-        # Those that learn nothing on held-out data have to ignore the argument.
+        # Transformations that use no held-out data must ignore the argument.
         updates, state = tx.update(grads, state, params, held_out_loss=loss, **extra)
         return optax.apply_updates(params, updates), state
 
     return step
+
+
+def run(tx, params):
+    """Parameters and state after some compiled steps."""
+    step, state = jax.jit(stepper(tx)), jax.jit(tx.init)(params)
+    for _ in range(STEPS):
+        params, state = step(params, state)
+    return params, state

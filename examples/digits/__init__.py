@@ -1,11 +1,12 @@
-"""Robust fine-tuning in small: from rendered digits to handwritten ones, and away again.
+"""A small demo of robust fine-tuning, from rendered digits to handwritten ones.
 
-A network learns printed digits in many guises, is fine-tuned on plain handwritten ones, and
-is tested on both those and thirteen shifted sets that pre-training prepared it for better
-than fine-tuning does. Everything comes from inside matplotlib and scikit-learn: no downloads.
+A network is pre-trained on printed digits in many variations and fine-tuned on plain handwritten
+ones. It is tested on more handwritten digits and on thirteen shifted sets, for which pre-training
+prepares it better than fine-tuning does. All data come from matplotlib and scikit-learn; nothing
+is downloaded.
 
-In reading order: `glyphs`, `photos` and `warps` make images; `printed` and `shifts` make sets
-of them, and `data` gathers the sets; `models`, `training` and `pretraining` train; `methods`
-are what is compared, and `experiment` compares them; `summary`, `table` and `figure` show what
-came out; `demo` is the program, `settings` its sizes, `storage` its files.
+In reading order: `glyphs`, `photos` and `warps` make images; `printed` and `shifts` make sets of
+images, and `data` collects the sets; `models`, `training` and `pretraining` train; `methods` holds
+the methods, and `experiment` compares them; `summary`, `table` and `figure` show the results;
+`demo` is the program, `settings` its sizes, `storage` its files.
 """

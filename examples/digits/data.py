@@ -1,8 +1,8 @@
-"""The sets of images, each a function of one seed.
+"""The sets of images. Each depends on one seed only.
 
-scikit-learn's 1797 handwritten digits are divided once, at random: 1000 to train on; 149
-on which TPGM learns radii; 148 to choose a learning rate on; 500 to test on. The methods
-that learn no radii never see the 149.
+scikit-learn's 1797 handwritten digits are divided once, at random: 1000 to train on; 149 on which
+TPGM learns radii; 148 to choose a learning rate on; 500 to test on. Methods that learn no radii do
+not use the 149.
 """
 
 import zlib
@@ -48,7 +48,7 @@ class Digits(NamedTuple):
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
-    """Random numbers for one purpose, which no other purpose's use of them changes."""
+    """A random generator for one purpose, independent of other purposes."""
     return np.random.default_rng([seed, zlib.crc32(purpose.encode())])
 
 

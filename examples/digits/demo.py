@@ -1,4 +1,4 @@
-"""The demo: pre-train, fine-tune with every method, and show what came out."""
+"""The demo: pre-train, fine-tune with every method, and show the results."""
 
 import argparse
 import json
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs the demo; returns what it writes to `results.json`.
 
     Args:
-        arguments: of the command line. Default: the program's own.
+        arguments: command-line arguments. Default: `sys.argv`.
     """
     parser = argparse.ArgumentParser(
         prog="python -m examples.digits",
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def describe(settings: Settings) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Everything that the numbers depend on."""
     packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     return {
         "settings": asdict(settings),
@@ -98,7 +98,7 @@ def describe(settings: Settings) -> dict[str, Any]:
 
 
 def samples(digits: Digits, seed: int, count: int = 2) -> Samples:
-    """Images for the figure: by heading, names and for each of them `[count, 16, 16]`."""
+    """Images for the figure: by heading, a list of names and their images `[count, 16, 16]`."""
     names = ["", "printed", "digits", ""]
     images, _ = printed_set(generator(seed, "samples"), len(names) * count)
     printed = list(images.reshape(-1, count, 16, 16) / np.float32(255))

@@ -23,11 +23,11 @@ def compare(
 
     Returns:
         `zero_shot`: accuracies of the pre-trained network.
-        `methods`: by name a list, one entry for each learning rate, of
-        `learning_rate`; `accuracy`, by set a list over the repeats, in [0, 1];
-        `chosen`, whether validation accuracy prefers this learning rate; and where there
-        are any `radii`, by parameter a list over the repeats, in units of the method's norm.
-        `moved`: likewise, how far Adam went, in both norms.
+        `methods`: by name a list with one entry for each learning rate. An entry has
+        `learning_rate`; `accuracy`, by set a list over the repeats, in [0, 1]; `chosen`, whether
+        this learning rate has the best validation accuracy; and for methods with radii `radii`,
+        by parameter a list over the repeats, in units of the method's norm.
+        `moved`: likewise, the distance that Adam moved, in both norms.
     """
     apply = network.apply
     sets = {"validation": digits.validation, "test": digits.test, **digits.shifted}
@@ -56,7 +56,7 @@ def compare(
 def fine_tune(
     apply: Apply, anchor: optax.Params, digits: Digits, settings: Settings, method: str
 ) -> tuple[optax.Params, optax.OptState]:
-    """Every learning rate times every repeat, `[runs, ...]`, repeats innermost.
+    """One run for each learning rate and repeat, `[runs, ...]`, repeats innermost.
 
     All methods and learning rates see the same batches in the same order.
     """
@@ -104,12 +104,12 @@ def radii(state: optax.OptState, params: optax.Params) -> dict[str, list[float]]
 
 
 def moved(tuned: optax.Params, anchor: optax.Params) -> dict[str, dict[str, list[float]]]:
-    """By norm and parameter, how far each run went; for "mars", its farthest row."""
+    """By norm and parameter, the distance of each run; for "mars", of its farthest row."""
     distances: dict[str, dict[str, list[float]]] = {"mars": {}, "l2": {}}
     difference = jax.tree.map(lambda w, w0: np.asarray(w) - np.asarray(w0), tuned, anchor)
     for path, d in jax.tree_util.tree_leaves_with_path(difference):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        # `[runs, in, out]`: a row is what feeds one output. A bias is one row.
+        # `[runs, in, out]`: a row is the weights that feed one output. A bias is one row.
         rows = np.abs(d).sum(axis=1)
         distances["mars"][name] = (rows.max(axis=1) if d.ndim == 3 else rows).tolist()
         l2 = np.sqrt(np.square(d).sum(axis=tuple(range(1, d.ndim))))
@@ -120,10 +120,10 @@ def moved(tuned: optax.Params, anchor: optax.Params) -> dict[str, dict[str, list
 def by_learning_rate(
     settings: Settings, **lists: Mapping[str, list[float]]
 ) -> list[dict[str, Any]]:
-    """Divides lists over runs into one entry for each learning rate, and marks the choice.
+    """Divides lists over runs into one entry for each learning rate, and marks the best one.
 
-    The choice is the highest validation accuracy, the mean over the repeats; of equals the
-    smallest learning rate.
+    The best has the highest validation accuracy, averaged over the repeats. Ties go to the smallest
+    learning rate.
     """
     entries = []
     for i, learning_rate in enumerate(settings.learning_rates):
@@ -133,7 +133,7 @@ def by_learning_rate(
             entry[what] = {name: runs[repeats] for name, runs in values.items()}
         entries.append(entry)
     if "accuracy" in lists:
-        # Rounded, or equal counts of correct answers might differ in their last bit.
+        # Rounded, because equal numbers of correct answers may differ in their last bit.
         validation = [np.mean(entry["accuracy"]["validation"]).round(6) for entry in entries]
         for i, entry in enumerate(entries):
             entry["chosen"] = i == int(np.argmax(validation))

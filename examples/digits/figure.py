@@ -1,7 +1,7 @@
 """The results as one picture.
 
-Titles name what is shown, and what is stated below them is computed from the results, so
-that the picture is true for any seed.
+Titles name what is shown. The statements below them are computed from the results, so that they
+hold for any seed.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from examples.digits.methods import LABELS
 from examples.digits.summary import percent
 
-# Okabe and Ito's colours, which the colour-blind tell apart; the markers differ as well.
+# Okabe and Ito's palette for colour-blind readers. The markers differ too.
 STYLES = {
     "adam": ("#D55E00", "o"),
     "wise_ft": ("#E69F00", "v"),
@@ -27,7 +27,7 @@ STYLES = {
 }
 GREY = "#555555"
 
-# A radius can collapse to 1e-8; all the others would then share a sliver of the axis.
+# A radius can collapse to 1e-8. Without a floor it would stretch the axis over all others.
 FLOOR = 1e-3
 
 Samples = dict[str, tuple[list[str], list[np.ndarray]]]
@@ -38,7 +38,7 @@ def figure(results: dict[str, Any], samples: Samples) -> Figure:
 
     Args:
         results: as written to `results.json`.
-        samples: by heading, names and for each of them images `[n, 16, 16]`.
+        samples: by heading, a list of names and their images `[n, 16, 16]`.
     """
     made = Figure(figsize=(12.5, 10.6), dpi=140, layout="constrained")
     made.suptitle(
@@ -57,7 +57,7 @@ def figure(results: dict[str, Any], samples: Samples) -> Figure:
 
 
 def show_samples(figure: SubFigure, samples: Samples) -> None:
-    """What each distribution looks like: a column for each kind of image."""
+    """Examples of each distribution: a column for each kind of image."""
     widths = [len(names) for names, _ in samples.values()]
     panels = figure.subplots(1, len(samples), width_ratios=widths)
     for axes, (heading, (names, columns)) in zip(panels, samples.items(), strict=True):
@@ -106,7 +106,7 @@ def show_accuracies(figure: SubFigure, results: dict[str, Any]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         _show_zero_shot(axes, float(percent(results["zero_shot"], group)[0]))
     panels[0].set_ylabel("accuracy (%)")
-    # These three are to be compared; on their scale the first would be flat.
+    # These three share a scale to be compared. On it, the first would be flat.
     lowest = min(axes.get_ylim()[0] for axes in panels[1:])
     highest = max(axes.get_ylim()[1] for axes in panels[1:])
     for axes in panels[1:]:
@@ -119,7 +119,7 @@ def show_accuracies(figure: SubFigure, results: dict[str, Any]) -> None:
 
 
 def _show_zero_shot(axes: Axes, value: float) -> None:
-    """A dashed line, or a note where it lies far below everything else."""
+    """Draws a dashed line, or a note if the value is far below all others."""
     low, high = axes.get_ylim()
     if value > low - 1.5 * (high - low):
         axes.axhline(value, color=GREY, ls="--", lw=1.5)
@@ -129,7 +129,7 @@ def _show_zero_shot(axes: Axes, value: float) -> None:
 
 
 def show_radii(figure: SubFigure, results: dict[str, Any]) -> None:
-    """The radius of each layer, beside how far Adam went where nothing held it."""
+    """The radius of each layer, beside the distance that plain Adam moved."""
     rate = results["methods"]["adam"][-1]["learning_rate"]
     left, right = figure.subfigures(1, 2, squeeze=False, wspace=0.02).ravel()
     for half, norm, methods, title, unit in (

@@ -1,4 +1,4 @@
-"""What is compared: two wrapped optimizers, the bare one, and two fixes after the fact."""
+"""The methods: plain Adam, two optimizers around it, and two corrections after training."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from examples.digits.data import Split
 from examples.digits.models import Apply, cross_entropy
 from examples.digits.training import MakeOptimizer
 
-# Fine-tuning is Adam throughout; the methods differ by what is wrapped around it.
+# All methods fine-tune with Adam. They differ in the optimizer around it.
 OPTIMIZERS: dict[str, MakeOptimizer] = {
     "adam": optax.adam,
     "ftp": lambda learning_rate: tpgm_jax.ftp(optax.adam(learning_rate)),
@@ -36,15 +36,15 @@ def tpgm_post_hoc(
 ) -> tpgm_jax.FittedRadii:
     """TPGM on runs that Adam has finished, all at once.
 
-    The runs are stacked along a leading axis, which `axes` declares to be layers: each has
-    its own radii. The held-out losses are summed, so that no run's radii feel another's,
-    and the outcome is that of one `fit_radii` for each run.
+    The runs are stacked along a leading axis, which `axes` declares to be layers, so each run has
+    its own radii. The held-out losses are summed, so the radii of one run do not affect another's,
+    and the result equals one `fit_radii` for each run.
 
     Args:
         apply: the network.
         tuned: fine-tuned parameters, every leaf `[runs, ...]`.
         anchor: pre-trained parameters.
-        held_out: on which radii are learned; whole, at every step.
+        held_out: the data on which radii are learned, all of it at every step.
         steps: radius steps.
 
     Returns:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-# `flower.jpg` is kept for the shifted test sets.
+# `flower.jpg` is reserved for the shifted test sets.
 PRETRAINING_PHOTOS = ("china.jpg", "grace_hopper.jpg")
 HELD_OUT_PHOTOS = ("flower.jpg",)
 

@@ -1,4 +1,4 @@
-"""The pre-trained network: rendered digits, trained on once and kept."""
+"""The pre-trained network: trained once on rendered digits, then read from a cache."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -21,12 +21,12 @@ _BLOCK = 5000  # images rendered at once, which bounds the memory
 
 
 def pretraining_set(settings: Settings, directory: Path, characters: str = DIGITS) -> Split:
-    """Rendered digits, `[pretraining_images, 16, 16]`; from `directory` the second time.
+    """Rendered digits, `[pretraining_images, 16, 16]`; cached in `directory`.
 
     Args:
-        settings: how many, and the seed.
-        directory: where to keep them.
-        characters: what is rendered in place of digits.
+        settings: the number of images, and the seed.
+        directory: folder of the cache.
+        characters: characters to render in place of digits.
     """
     count = settings.pretraining_images
 
@@ -52,14 +52,14 @@ def pretrained(
     characters: str = DIGITS,
     modules: tuple[ModuleType, ...] = (),
 ) -> optax.Params:
-    """Parameters trained on `pretraining_set`; from `directory` the second time.
+    """Parameters trained on `pretraining_set`; cached in `directory`.
 
     Args:
         network: from images to one logit for each of `characters`.
-        settings: how long to train, and the seed.
-        directory: where to keep the parameters and the set.
-        characters: what the set shows.
-        modules: where the network is written, if not in `models`.
+        settings: the length of the training, and the seed.
+        directory: folder of the cache, for the parameters and the set.
+        characters: the characters in the set.
+        modules: the modules that define the network, if not in `models`.
     """
     depends = {k: v for k, v in asdict(settings).items() if k.startswith(("seed", "pretraining"))}
     depends |= {"network": repr(network), "block": _BLOCK, "characters": characters}
@@ -76,7 +76,7 @@ def pretrained(
 def _train(
     network: nn.Module, settings: Settings, directory: Path, characters: str
 ) -> storage.Arrays:
-    """Adam, flattened to path and array."""
+    """Parameters trained with Adam, as a flat dict from path to array."""
     rendered = pretraining_set(settings, directory, characters)
     steps = settings.pretraining_steps
     rng = generator(settings.seed, "pre-training")

@@ -1,4 +1,4 @@
-"""Printed digits in many guises, which the network is pre-trained on."""
+"""Printed digits in many variations, to pre-train the network on."""
 
 import numpy as np
 from scipy import ndimage
@@ -27,11 +27,11 @@ def printed(
 
     Args:
         rng: the source of randomness.
-        labels: `[n]`, which of `characters`.
-        fonts: drawn from at random.
-        styles: of `STYLES`, drawn from at random.
+        labels: `[n]`, indices into `characters`.
+        fonts: fonts to choose from at random.
+        styles: some of `STYLES`, to choose from at random.
         strength: of the warps; 0 leaves the characters upright and centred.
-        characters: what the labels count; by default they are the digits.
+        characters: the characters that labels index. Default: the digits.
     """
     n = len(labels)
     drawn = glyphs(fonts, styles, characters)
@@ -54,14 +54,14 @@ def printed_set(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images `[count, 16, 16]`, uint8 grey, and labels `[count]`, int32.
 
-    Half are dark on light or light on dark; half lie on photographs, and half of those
-    are the absolute difference of photograph and ink.
+    Half are dark on light or light on dark. Half are on photographs, and half of these are the
+    absolute difference of photograph and ink.
     """
     labels = rng.integers(len(characters), size=count).astype(np.int32)
     ink = printed(rng, labels, PRETRAINING_FONTS, STYLES, characters=characters)
 
     paper = rng.random((count, 1, 1), np.float32)
-    # A contrast of a half at least, towards whichever side has room for it.
+    # A contrast of at least a half, towards the side that has room for it.
     contrast = rng.uniform(0.5, 1, (count, 1, 1)).astype(np.float32)
     pen = np.where(paper < 0.5, paper + contrast, paper - contrast).clip(0, 1)
     photo = backgrounds(rng, count, PRETRAINING_PHOTOS)

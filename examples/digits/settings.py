@@ -1,4 +1,4 @@
-"""How much of everything the demo does."""
+"""The sizes of the demo."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class Settings:
         learning_rates: Adam's at the first step; a cosine takes it to 0.
         steps: of fine-tuning.
         batch: images to a step of fine-tuning, and to a radius step of TPGM.
-        radius_steps: of TPGM after the fact.
+        radius_steps: of TPGM after training.
         pretraining_images: printed digits to pre-train on.
         pretraining_steps: of Adam on them.
         pretraining_batch: images to one of those steps.
@@ -33,7 +33,7 @@ class Settings:
 
 
 def fast(seed: int) -> Settings:
-    """Everything that the demo does, in seconds; the numbers mean nothing."""
+    """Runs all of the demo in seconds; the numbers mean nothing."""
     return Settings(
         seed=seed,
         repeats=1,

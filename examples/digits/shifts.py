@@ -1,7 +1,7 @@
 """The thirteen shifted test sets: five of another style, eight of a corruption.
 
-Where a shift takes images, they are those of the in-distribution test set, so that the set's
-accuracy differs from the in-distribution accuracy by the shift alone.
+Shifts of images use the in-distribution test set, so that accuracy differs from the in-distribution
+accuracy only because of the shift.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Shift = Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray]
 
 
 def on_photo(rng: np.random.Generator, ink: np.ndarray) -> np.ndarray:
-    """Light ink on photographs that pre-training never showed."""
+    """Light ink on photographs that pre-training does not use."""
     photo = backgrounds(rng, len(ink), HELD_OUT_PHOTOS)
     return photo + ink * (1 - photo)
 
@@ -34,7 +34,7 @@ def photo(rng: np.random.Generator, images: np.ndarray, labels: np.ndarray) -> n
 
 
 def fonts(rng: np.random.Generator, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Printed in fonts that pre-training never showed."""
+    """Printed in fonts that pre-training does not use."""
     return printed(rng, labels, HELD_OUT_FONTS, ("regular", "thick"), 0.7)
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and results worth keeping between runs."""
+"""Atomic writing of files, and a cache of results between runs."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ Arrays = dict[str, Any]  # name to NumPy array
 
 _CHECKSUM = 16  # bytes
 
-# What numbers in a cache may depend on besides our own code.
+# Cached numbers may depend on these packages as well as on our own code.
 _PACKAGES = (
     *("flax", "jax", "jaxlib", "optax"),
     *("matplotlib", "numpy", "pillow", "scikit-learn", "scipy"),
@@ -25,7 +25,7 @@ _PACKAGES = (
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes beside `path` and renames, so that a kill leaves the old file or the new."""
+    """Writes a temporary file and renames it, so that a kill leaves the old or the new file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -46,10 +46,10 @@ def cached(
     """Arrays from an earlier run, or from `make` if there are none.
 
     Args:
-        directory: where to keep them.
-        name: of the file; the rest of its name is a digest of all that follows.
-        settings: what `make` depends on, as JSON.
-        modules: whose source `make` depends on.
+        directory: folder of the cache.
+        name: start of the file's name, which ends with a digest of `settings` and `modules`.
+        settings: values that `make` depends on, as JSON.
+        modules: modules whose source `make` depends on.
         make: computes the arrays.
     """
     digest = hashlib.blake2b(digest_size=8)
@@ -58,7 +58,7 @@ def cached(
     for module in modules:
         digest.update(Path(str(module.__file__)).read_bytes())
     path = directory / f"{name}-{digest.hexdigest()}.cache"
-    # An archive of arrays behind its checksum: the archive's own misses some damage.
+    # A checksum, then an archive of arrays. The archive's own checksum misses some damage.
     if path.exists():
         whole = path.read_bytes()
         checksum, archive = whole[:_CHECKSUM], whole[_CHECKSUM:]

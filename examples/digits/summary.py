@@ -1,4 +1,4 @@
-"""Means over the shifted sets, and over the repeats."""
+"""Means and spreads of accuracies."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 from examples.digits.shifts import CORRUPTION, SHIFTS, STYLE
 
-# What tables and figures report: a heading, and the sets whose mean it is.
+# The columns of tables and figures: a heading, and the sets that are averaged.
 GROUPS: dict[str, tuple[str, ...]] = {
     "validation": ("validation",),
     "handwritten": ("test",),
@@ -23,5 +23,5 @@ def percent(accuracy: Mapping[str, Any], group: str) -> np.ndarray:
 
 
 def spread(values: np.ndarray) -> float | None:
-    """Standard deviation over the repeats; of one repeat there is none."""
+    """Standard deviation over the repeats; `None` for a single repeat."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None

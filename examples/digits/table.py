@@ -9,7 +9,7 @@ from rich.table import Table
 from examples.digits.methods import LABELS
 from examples.digits.summary import GROUPS, percent, spread
 
-# Broken, so that the table fits into 80 columns.
+# With line breaks, so that the table fits into 80 columns.
 HEADINGS = {"validation": "vali-\ndation", "handwritten": "hand-\nwritten"}
 
 
@@ -51,6 +51,6 @@ def table(results: dict[str, Any]) -> Table:
 
 
 def _cell(values: np.ndarray) -> str:
-    """Mean and, where there is one, spread."""
+    """The mean, and the spread if there is one."""
     deviation = spread(values)
     return f"{values.mean():.1f}" + ("" if deviation is None else f"±{deviation:.1f}")

@@ -11,7 +11,7 @@ import optax
 from examples.digits.data import Split
 from examples.digits.models import Apply, cross_entropy
 
-# From a learning rate, here a schedule, to an optimizer.
+# Maps a learning rate, here a schedule, to an optimizer.
 MakeOptimizer = Callable[[Any], optax.GradientTransformation]
 
 
@@ -36,19 +36,19 @@ def train(
 ) -> tuple[optax.Params, optax.OptState]:
     """Trains from `params`, once for each learning rate and order of the batches.
 
-    The learning rate falls to 0 along a cosine. Where there is held-out data, the optimizer
-    receives `held_out_loss`, the loss on a batch of it. An optimizer that ignores it pays nothing.
+    The learning rate falls to 0 along a cosine. With held-out data, the optimizer receives
+    `held_out_loss`, the loss on a held-out batch. It is not computed if the optimizer ignores it.
 
     Args:
         apply: the network.
-        params: where every run starts.
-        make_optimizer: from a schedule to an optimizer.
+        params: initial parameters of every run.
+        make_optimizer: maps a schedule to an optimizer.
         learning_rates: `[runs]`, at the first step.
-        data: what the gradient is taken on.
+        data: the training data.
         batches: `[runs, steps, batch]`, rows of `data`.
-        held_out: what `held_out_loss` is evaluated on.
+        held_out: the data of `held_out_loss`.
         held_out_batches: `[runs, steps, batch]`, rows of `held_out`.
-        progress: told how many steps were done since the last call.
+        progress: called with the number of steps since the last call.
 
     Returns:
         Parameters and optimizer state, every leaf with a leading axis `[runs]`.

@@ -1,7 +1,7 @@
 """Affine and elastic warps of many small images at once.
 
-A warp is the grid of points that the pixels of the new image look up in the old one,
-`[n, 2, 16, 16]`: row and column, in pixels of the 16x16 image, from its centre.
+A warp is a grid `[n, 2, 16, 16]`: for each pixel of the new image, the row and column in the old
+one to read, in pixels of the 16x16 image, from its centre.
 """
 
 import numpy as np
@@ -34,8 +34,8 @@ def affine(
     )
     translation = np.broadcast_to(translation, (count, 2))
     c, s = np.cos(angle), np.sin(angle)
-    # Acting on (row, column), rows growing downwards: content turns by `angle`, leans by
-    # `shear`, and is scaled.
+    # Acts on (row, column), with rows counted downwards: rotates content by `angle`, shears it by
+    # `shear`, and scales it.
     turn = np.stack([np.stack([c, -s], -1), np.stack([s, c], -1)], -2)
     zero, one = np.zeros(count), np.ones(count)
     lean = np.stack([np.stack([one, zero], -1), np.stack([-shear, one], -1)], -2)
@@ -64,18 +64,18 @@ def elastic(rng: np.random.Generator, count: int, amplitude: float, smooth: floa
 def warp(
     images: np.ndarray, grid: np.ndarray, *, index: np.ndarray | None = None, zoom: int = 1
 ) -> np.ndarray:
-    """Images looked up at the points of `grid`, `[count, 16, 16]`; 0 outside.
+    """Images read at the points of `grid`, `[count, 16, 16]`; 0 outside.
 
     Args:
         images: `[n, height, width]`.
         grid: `[count, 2, 16, 16]`, from `affine`.
-        index: `[count]`, which image each grid looks into. Default: its own.
-        zoom: pixels of `images` to one of the grid.
+        index: `[count]`, the image that each grid reads. Default: the one at the same position.
+        zoom: pixels of `images` for one of the grid.
     """
     index = np.arange(len(grid)) if index is None else index
     centre = (np.asarray(images.shape[1:]) - 1) / 2
     points = grid * zoom + centre[:, None, None]
     layer = np.broadcast_to(index[:, None, None], points[:, 0].shape)
-    # Linear interpolation; along the first axis the points are whole numbers, and exact.
+    # Linear interpolation. Along the first axis points are whole numbers, so it is exact.
     coordinates = np.stack([layer, points[:, 0], points[:, 1]])
     return ndimage.map_coordinates(np.asarray(images, np.float32), coordinates, order=1)

@@ -1,4 +1,4 @@
-"""Orbax checkpoints, which a run that was killed goes on from."""
+"""Orbax checkpoints, to resume a run that was killed."""
 
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,19 @@ from examples.pod.training import State
 
 
 class Checkpoints:
-    """A folder of checkpoints, each of them whole: parameters, optimizer state, settings.
+    """A folder of checkpoints. Each holds parameters, optimizer state and settings.
 
-    All processes call all methods. On a pod the folder must be one that every host sees, such
-    as a bucket. Orbax writes in the background, into a folder of another name that it renames at
-    the end: what a kill leaves unfinished is not taken for a checkpoint.
+    All processes must call each method. On a pod every host must have access to the folder, for
+    example a bucket. Orbax writes in the background, into a folder with another name that it
+    renames at the end, so an unfinished checkpoint is not mistaken for a complete one.
     """
 
     def __init__(self, folder: str, settings: dict[str, Any], every: int | None = None):
         """
         Args:
-            folder: is made if missing, unless it is only to be read.
-            settings: what determines the run.
-            every: steps between checkpoints; `None`: only read.
+            folder: created if missing, unless `every` is `None`.
+            settings: the settings that determine the run.
+            every: steps between checkpoints. `None`: only read.
         """
         self.folder, self.settings = folder, settings
         whole = folder if "://" in folder else str(Path(folder).absolute())
@@ -37,13 +37,13 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.manager.close()  # waits for what is being written
+        self.manager.close()  # waits until writing has finished
 
     def latest(self) -> int | None:
-        """How many steps are behind the latest checkpoint; `None`: there is no checkpoint.
+        """The step of the latest checkpoint, or `None` if there is none.
 
         Raises:
-            Refused: it was made with other settings.
+            Refused: the checkpoint was made with other settings.
         """
         step = self.manager.latest_step()
         if step is None:
@@ -58,17 +58,17 @@ class Checkpoints:
         return step
 
     def save(self, step: int, state: State, last: bool) -> None:
-        """Saves if it is time to, or this is the last step."""
-        # Returns when the arrays are copied to the host, so that the next step may reuse them.
+        """Saves every `every` steps, and at the last step."""
+        # Returns when the arrays are copied to the host, so the next step may reuse their memory.
         items = {name: ocp.args.StandardSave(tree) for name, tree in state._asdict().items()}
         settings = ocp.args.JsonSave(self.settings)
         self.manager.save(step, args=ocp.args.Composite(settings=settings, **items), force=last)
 
     def restore(self, step: int, abstract: State) -> State:
-        """What was saved, laid out over the devices as `abstract` says.
+        """The saved state, with the shardings of `abstract`.
 
         Raises:
-            ValueError: it was saved with another norm, other axes or the like.
+            ValueError: it was saved with another norm, other axes or other options.
         """
         items = {name: ocp.args.StandardRestore(x) for name, x in abstract._asdict().items()}
         restored = self._restore(step, **items)
@@ -78,7 +78,7 @@ class Checkpoints:
         return state
 
     def restore_params(self, abstract: Any) -> Any:
-        """The latest parameters, without the rest.
+        """The latest parameters, without the optimizer state.
 
         Raises:
             Refused: there is no checkpoint, or it is of another model.

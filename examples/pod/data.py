@@ -1,9 +1,9 @@
-"""Batches of bytes, each a function of the seed and of the step it is for.
+"""Batches of bytes, each a function of the seed and its step.
 
-No checkpoint need hold a position in the data: a resumed run asks for batch `t` and gets what the
-interrupted one would have got, on any number of processes. An iterator with a state of its own
-would have to be saved with each checkpoint, once for each process. What can be indexed by the
-step, such as a `grain.MapDataset`, fits in place of `rows`.
+So a checkpoint stores no position in the data: a resumed run requests batch `t` and gets the same
+one as the interrupted run, with any number of processes. An iterator with its own state would have
+to be saved with each checkpoint, once for each process. Any data that can be indexed by the step,
+such as a `grain.MapDataset`, can replace `rows`.
 """
 
 import zlib
@@ -17,37 +17,37 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from examples.pod.settings import Refused
 
-ALPHABET = 32  # bytes to a language
-SUCCESSORS = 4  # what may follow a byte
+ALPHABET = 32  # bytes in a language
+SUCCESSORS = 4  # bytes that may follow a byte
 
-# Shares of a text. What a run trains on, learns TPGM's radii on, and reports are disjoint.
+# Shares of a text. Training, TPGM's radii and the report use disjoint shares.
 SHARES = {"train": (0.0, 0.8), "held-out": (0.8, 0.9), "test": (0.9, 1.0)}
 
 
 class Source(Protocol):
-    """Where tokens come from."""
+    """A source of tokens."""
 
     def rows(self, split: str, step: int, rows: Sequence[int], length: int) -> np.ndarray:
         """Some rows of a batch, `[len(rows), length]`, bytes.
 
         Args:
             split: "train", "held-out" or "test".
-            step: which batch.
-            rows: which of its rows; what a row holds must not depend on the others.
-            length: tokens to a row.
+            step: index of the batch.
+            rows: indices of its rows. A row must not depend on the other rows.
+            length: tokens in a row.
         """
         ...
 
 
 class Languages:
-    """Made-up languages with an alphabet of 32 bytes each, written in one of them to a row.
+    """Made-up languages with an alphabet of 32 bytes each. Each row is in one of them.
 
-    Each byte is followed by one of four others, all of them equally likely, so that no model's
-    loss is below `log(4) = 1.386`.
+    Each byte is followed by one of four bytes with equal probability, so the expected loss of a
+    model is at least `log(4) = 1.386`.
     """
 
     def __init__(self, numbers: range, seed: int):
-        """`numbers`: which of the eight languages."""
+        """`numbers`: indices of the languages to use, of eight."""
         self.numbers, self.seed = numbers, seed
         letters = np.tile(np.arange(ALPHABET), (256, 1))
         followers = np.random.default_rng(seed).permuted(letters, axis=1)[:, :SUCCESSORS]
@@ -65,17 +65,17 @@ class Languages:
 
 
 class Text:
-    """Windows of a file, anywhere in the split's share of it."""
+    """Random windows of a file, within the share of the split."""
 
     def __init__(self, path: Path, length: int, seed: int):
         """
         Raises:
-            Refused: the file can not be read, or has shares shorter than a window.
+            Refused: the file cannot be read, or has shares shorter than a window.
         """
         try:
             self.bytes = np.memmap(path, np.uint8, mode="r")
         except (OSError, ValueError) as error:
-            raise Refused(f"`--text` can not be read, because of {error}.") from error
+            raise Refused(f"`--text` cannot be read, because of {error}.") from error
         self.seed = seed
         if len(self.bytes) < 10 * (length + 1):
             raise Refused(
@@ -95,7 +95,7 @@ def batch(
 ) -> jax.Array:
     """Rows of tokens, int32 of `shape`, divided over all devices.
 
-    Each process makes the rows of its own devices alone.
+    Each process makes only the rows of its own devices.
     """
 
     def part(index):

@@ -1,4 +1,4 @@
-"""The loop: resume, step, save, log. Pre-training and fine-tuning both are this."""
+"""The loop: resume, step, save, log. Pre-training and fine-tuning both use it."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from examples.pod import reporting
 from examples.pod.checkpoints import Checkpoints
 from examples.pod.training import Program, State
 
-# From "train" or "held-out" and a step to tokens.
+# Maps "train" or "held-out" and a step to tokens.
 Batch = Callable[[str, int], jax.Array]
 
 
 class Logging(NamedTuple):
-    """How often to show numbers, and in which folder, if any, to draw them."""
+    """The steps between shown numbers, and TensorBoard's folder, if any."""
 
     every: int
     tensorboard: str | None
@@ -34,18 +34,18 @@ def train(
 
     Args:
         title: of the progress bar.
-        program: what is compiled.
-        start: the parameters to start from; called if there is no checkpoint.
+        program: the compiled functions.
+        start: returns the first parameters; called only if there is no checkpoint.
         batch: the data.
-        steps: in all, those before the checkpoint included.
+        steps: the total, including the steps before the checkpoint.
         checkpoints: to resume from and save to.
-        logging: what to show.
+        logging: how to show numbers.
     """
     done = checkpoints.latest()
     if done is None:
         done, state = 0, program.start(start())
     else:
-        # The anchor is in the optimizer's state, and so comes from the checkpoint.
+        # The optimizer's state holds the anchor, so it comes from the checkpoint too.
         state = checkpoints.restore(done, program.abstract)
         reporting.say(f"{title}: resumed after step {done} of {steps}")
     with reporting.Log(title, done, steps, *logging) as log:

@@ -11,7 +11,7 @@ from tpgm_jax import Axes
 
 VOCABULARY = 256  # bytes
 
-# Each layer gets a radius of its own; the rows `tpgm_jax` reads off Flax's names.
+# Each layer gets its own radius. `tpgm_jax` infers the rows from Flax's names.
 AXES = {"layers/.*": Axes(layers=0)}
 
 
@@ -56,7 +56,7 @@ class Decoder(nnx.Module):
 
 
 def _by_rows(x: jax.Array) -> jax.Array:
-    """Activations stay divided by rows, so that it is the weights that travel."""
+    """Keeps activations divided by rows, so that devices exchange weights instead."""
     return jax.lax.with_sharding_constraint(x, PartitionSpec("fsdp"))
 
 

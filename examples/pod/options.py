@@ -12,7 +12,7 @@ OUTPUT = Path(__file__).parents[2] / "results" / "pod"
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """One option for each of the settings, and those that do not change the numbers."""
+    """One option for each setting, and the options that do not change the numbers."""
     made = argparse.ArgumentParser(
         prog="python -m examples.pod_finetune",
         description="Fine-tunes a decoder on all devices; run again, it goes on where it was.",
@@ -40,15 +40,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def settings(options: argparse.Namespace) -> Settings:
-    """Those of the options that determine the numbers."""
+    """The options that determine the numbers."""
     return Settings(**{x.name: getattr(options, x.name) for x in fields(Settings)})
 
 
 def join(options: argparse.Namespace) -> None:
-    """Makes this process one of several; before JAX looks for devices.
+    """Makes this process one of several. Must run before JAX initializes its devices.
 
     Raises:
-        Refused: options that do not go together.
+        Refused: the options contradict each other.
     """
     by_hand = (options.coordinator, options.processes, options.process)
     if options.distributed and by_hand == (None, None, None):

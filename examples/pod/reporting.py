@@ -1,6 +1,6 @@
-"""What a run shows: progress, TensorBoard, and a table of losses and radii at the end.
+"""The output of a run: progress, TensorBoard, and a table of losses and radii at the end.
 
-All processes compute the same; only the first one speaks.
+All processes compute the same. Only the first one prints.
 """
 
 import math
@@ -29,11 +29,11 @@ class Log:
     def __init__(self, title: str, first: int, steps: int, every: int, tensorboard: str | None):
         """
         Args:
-            title: of the bar, and of the curves.
-            first: steps done before.
-            steps: in all.
-            every: steps between numbers; to read them, the host waits for the devices.
-            tensorboard: folder for its files.
+            title: title of the bar and of the curves.
+            first: number of steps done before.
+            steps: total number of steps.
+            every: steps between shown numbers. To read them, the host waits for the devices.
+            tensorboard: folder for TensorBoard's files.
         """
         speaks = jax.process_index() == 0
         self.title, self.every = title, every
@@ -53,7 +53,7 @@ class Log:
         self.bar.update()
         if step % self.every:
             return
-        value = float(loss)  # on all processes, so that none runs far ahead of its devices
+        value = float(loss)  # on all processes, so that none gets far ahead of its devices
         self.bar.set_postfix(loss=f"{value:.3f}")
         if self.writer is not None:
             self.writer.add_scalar(f"{self.title}/loss", value, step)
@@ -63,7 +63,7 @@ class Log:
 
 
 def radii(state: State) -> dict[str, Any]:
-    """The radii by name; none without a method that learns them."""
+    """The radii by name. Empty if the method learns none."""
     learned = optax.tree.get_all_with_path(state.opt_state, "radii")
     return tpgm_jax.radii(state.opt_state, state.params) if learned else {}
 
@@ -71,7 +71,7 @@ def radii(state: State) -> dict[str, Any]:
 def check_tensorboard(folder: str | None) -> None:
     """
     Raises:
-        Refused: TensorBoard is asked for, and what writes its files is not installed.
+        Refused: TensorBoard is requested, but tensorboardX is not installed.
     """
     if folder is not None:
         _writer()
@@ -88,7 +88,7 @@ def _writer() -> Any:
 
 
 def memory(state: State) -> str:
-    """What a state takes of each device."""
+    """The memory of a state on each device, as text."""
 
     def megabytes(tree):
         parts = [(x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(tree)]

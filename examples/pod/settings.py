@@ -1,4 +1,4 @@
-"""What determines the numbers of a run."""
+"""The settings that determine the numbers of a run."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -7,7 +7,7 @@ METHODS = ("ftp", "tpgm", "none")
 
 
 class Refused(ValueError):
-    """What was asked for can not be done; the message says what can."""
+    """The requested run is not possible. The message says what to change."""
 
 
 def _option(default: Any, text: str) -> Any:
@@ -16,10 +16,10 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that a run computes follows from these, and from the text if there is one.
+    """Settings that determine all results of a run, together with the text if there is one.
 
-    Each is an option of the command line. A checkpoint holds them, and only a run of the same
-    settings goes on from it.
+    Each is an option of the command line. A checkpoint stores them, and only a run with the same
+    settings resumes from it.
     """
 
     method: str = _option("ftp", "what is wrapped around AdamW: " + ", ".join(METHODS))
@@ -36,23 +36,23 @@ class Settings:
     text: str = _option("", "file to fine-tune on; without it, a made-up language")
 
     def all(self) -> dict[str, Any]:
-        """What determines the fine-tuned model, by name."""
+        """The settings of the fine-tuned model, by name."""
         return asdict(self)
 
     def pretraining(self) -> dict[str, Any]:
-        """What determines the pre-trained model."""
+        """The settings of the pre-trained model."""
         names = ("pretraining_steps", "batch", "seed")
         return self.model() | {name: getattr(self, name) for name in names}
 
     def model(self) -> dict[str, Any]:
-        """What determines the shapes of the parameters."""
+        """The settings that determine the shapes of the parameters."""
         names = ("length", "width", "layers", "heads")
         return {name: getattr(self, name) for name in names}
 
     def check(self, devices: int) -> None:
         """
         Raises:
-            Refused: numbers out of range, or that do not fit each other or the devices.
+            Refused: a number is out of range, or does not fit another or the devices.
         """
         if self.method not in METHODS:
             expected = ", ".join(METHODS)
@@ -67,6 +67,6 @@ class Settings:
         ):
             if value % parts:
                 raise Refused(
-                    f"`--{name}` is {value}, which {parts} {what} can not divide: use a multiple "
+                    f"`--{name}` is {value}, which {parts} {what} cannot divide: use a multiple "
                     f"of {parts}."
                 )

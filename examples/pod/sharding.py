@@ -1,4 +1,4 @@
-"""FSDP: every matrix divided over all devices, and what the optimizer keeps of it alike."""
+"""FSDP: every matrix is divided over all devices, and its optimizer state likewise."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ from jax.sharding import PartitionSpec as P
 
 def mesh() -> jax.sharding.Mesh:
     """All devices of all processes, in a row."""
-    # With automatic axes the compiler moves arrays as it needs them: it gathers a layer's weights
+    # With automatic axes the compiler inserts the communication: it gathers a layer's weights
     # before their use and scatters their gradients.
     return jax.make_mesh((jax.device_count(),), ("fsdp",), axis_types=(AxisType.Auto,))
 
 
 def of_params(params: optax.Params, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> Any:
-    """Where each parameter lies: divided along its longest axis that the devices divide.
+    """Divides each parameter along the longest axis that is divisible by the number of devices.
 
-    Never along the axis of layers, as a layer must be whole when `scan` comes to it. Vectors
-    are copied to every device; so are matrices that can not be divided.
+    The axis of layers is never divided, because `scan` needs whole layers. Vectors and matrices
+    without a divisible axis are copied to every device.
     """
 
     def lay(path, leaf):
@@ -35,14 +35,14 @@ def of_params(params: optax.Params, mesh: jax.sharding.Mesh | jax.sharding.Abstr
 
 
 def of_state(tx: optax.GradientTransformation, params: optax.Params, shardings: Any) -> Any:
-    """Where the optimizer's state lies: moments, anchor, displacement as the parameters.
+    """Shardings of the optimizer's state: moments, anchor and displacement like the parameters.
 
     Radii and counts are copied to every device.
 
     Args:
         tx: the optimizer.
-        params: as arrays or `jax.ShapeDtypeStruct`s.
-        shardings: of the parameters.
+        params: the parameters, as arrays or `jax.ShapeDtypeStruct`s.
+        shardings: shardings of the parameters.
     """
     (mesh,) = {x.mesh for x in jax.tree.leaves(shardings)}
 

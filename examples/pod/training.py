@@ -1,4 +1,4 @@
-"""The optimizers, and what is compiled: the start, the step, the evaluation."""
+"""The optimizers, and the compiled functions: start, step and evaluation."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,19 +13,19 @@ from examples.pod.settings import Settings
 
 
 class State(NamedTuple):
-    """What training carries from step to step, and a checkpoint holds."""
+    """Parameters and optimizer state: carried from step to step, and saved in checkpoints."""
 
     params: optax.Params
     opt_state: optax.OptState
 
 
 class Program(NamedTuple):
-    """What is compiled for one run.
+    """The compiled functions of one run.
 
     Attributes:
-        fresh: `()` to new parameters.
-        start: parameters to the first `State`; the parameters are given away.
-        step: `(state, tokens, held_out)` to the next state, whose memory it reuses, and the loss.
+        fresh: returns new parameters.
+        start: from parameters, which it donates, the first `State`.
+        step: from `(state, tokens, held_out)` the next state and the loss. Donates `state`.
         abstract: a `State` of shapes, dtypes and shardings, to restore a checkpoint into.
     """
 
@@ -38,36 +38,36 @@ class Program(NamedTuple):
 def optimizer(
     method: str, learning_rate: float, steps: int, every: int = 1
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW with a cosine, its gradients clipped; FTP and TPGM wrap AdamW.
+    """Gradient clipping, then AdamW with a cosine schedule, which FTP and TPGM wrap.
 
     Args:
         method: one of `METHODS`.
-        learning_rate: at the first step.
-        steps: after which it is 0.
+        learning_rate: learning rate of the first step.
+        steps: number of steps, after which the learning rate is 0.
         every: updates between TPGM's radius steps.
     """
     schedule = optax.cosine_decay_schedule(learning_rate, steps)
-    # Without weight decay, which pulls to 0 where the anchor is wanted.
+    # Without weight decay, because it pulls to 0 and not to the anchor.
     tx = optax.adamw(schedule, weight_decay=0.0)
     if method == "ftp":
         tx = tpgm_jax.ftp(tx, axes=model.AXES)
     elif method == "tpgm":
         tx = tpgm_jax.tpgm(tx, every=every, axes=model.AXES)
-    # Clipping goes before, as the radii are learned from the gradients that ours is handed.
+    # Clipping comes first, because FTP learns radii from the gradients that it receives.
     return optax.with_extra_args_support(optax.chain(optax.clip_by_global_norm(1.0), tx))
 
 
 def compiled(
     settings: Settings, tx: optax.GradientTransformationExtraArgs, mesh: jax.sharding.Mesh
 ) -> Program:
-    """The functions of a run, jitted, which leave every array where `sharding` lays it."""
+    """The jitted functions of a run. They keep the shardings of `sharding`."""
     init = partial(model.init, settings)
     shapes = jax.eval_shape(init)
     params = sharding.of_params(shapes, mesh)
     state = State(params, sharding.of_state(tx, shapes, params))
 
-    # All of this is compiled, so that each device makes its own part of an array and
-    # no host ever holds the whole; and since eager numbers would belong to one process alone.
+    # Everything is jitted, so that each device makes its own part of an array and no host holds a
+    # whole one. Arrays made outside `jit` would also belong to a single process.
     fresh = jax.jit(init, out_shardings=params)
     start = jax.jit(
         lambda params: State(params, tx.init(params)), out_shardings=state, donate_argnums=0
@@ -86,7 +86,7 @@ def make_step(
     def step(state, tokens, held_out):
         loss = partial(model.loss, settings=settings)
         value, grads = jax.value_and_grad(loss)(state.params, tokens)
-        # TPGM learns its radii by this. The others ignore it, and it is then not computed.
+        # TPGM learns its radii from this. The others ignore it, and then it is not computed.
         extra = {"held_out_loss": loss, "held_out_batch": held_out}
         updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
         return State(optax.apply_updates(state.params, updates), opt_state), value

@@ -1,4 +1,4 @@
-"""Fine-tuning in the trainers that people use: each file is complete, and one way to do it.
+"""Fine-tuning in common trainers. Each file is a complete example of one of them.
 
     python -m examples.trainers.nnx_tpgm         Flax NNX: batch statistics, dropout, held-out loss
     python -m examples.trainers.linen_tpgm       Flax linen's `TrainState`; the same
@@ -7,10 +7,10 @@
     python -m examples.trainers.accumulation     one step for several batches
     python -m examples.trainers.mixed_precision  bfloat16 arithmetic on float32 weights
 
-From the repository's root, after `pip install -e '.[trainers]'`; 10 to 20 seconds of one core each,
-mostly compilation, and less with `--fast`, a rehearsal. `data` is what they all train on.
+Run them from the repository's root, after `pip install -e '.[trainers]'`. Each takes 10 to 20
+seconds of one core, mostly compilation, and less with `--fast`, a rehearsal. All train on `data`.
 
-Per cent of 500 handwritten digits, and the mean over thirteen shifted sets, of a first run:
+Accuracy in per cent on 500 handwritten digits / mean over thirteen shifted sets, of a first run:
 
                       pre-trained    Adam alone     wrapped
     nnx_tpgm          58.0 / 54.9    99.0 / 55.1    99.2 / 61.7
@@ -20,6 +20,6 @@ Per cent of 500 handwritten digits, and the mean over thirteen shifted sets, of 
     accumulation      57.2 / 56.0    99.0 / 56.1    98.2 / 70.6
     mixed_precision   54.6 / 55.9                   98.8 / 68.6
 
-One seed, and one learning rate, which is large for Adam alone: a smaller one costs it less under
-shift. The comparison of methods is the demo, `examples.digits`; these show how to write it.
+One seed, and one learning rate, which is large for Adam alone: with a smaller one it loses less
+under shift. The demo, `examples.digits`, compares the methods; these examples show how to use them.
 """

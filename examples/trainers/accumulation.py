@@ -2,10 +2,10 @@
 
     python -m examples.trainers.accumulation [--fast]
 
-`MultiSteps` goes outermost, around clipping and FTP: both then see the mean gradient, and the radii
-move once for each step that is really made. TPGM works too, because `MultiSteps` passes
-`held_out_loss` on; inside `optax.chain` it would drop it. But `MultiSteps` computes a whole step
-for every batch and discards most of them, so TPGM's radius steps are computed for every batch too.
+`MultiSteps` goes outermost, around clipping and FTP: both then receive the mean gradient, and the
+radii change only at actual steps. TPGM works too, because `MultiSteps` passes `held_out_loss` on;
+inside `optax.chain` it would drop it. But `MultiSteps` computes a whole step for every batch and
+discards most of them, so TPGM's radius steps are computed for every batch too.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ import tpgm_jax
 from examples.digits.models import MLP, cross_entropy
 from examples.trainers.data import BATCH, accuracies, batches, load, report
 
-PARTS = 4  # batches to a step
+PARTS = 4  # batches in a step
 
 network = MLP(hidden=(256, 256))
 
@@ -51,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     steps = task.pretraining_steps
     pretrained, _ = train(fresh, optax.adam(1e-3), task.printed, steps, "pre-training")
 
-    # Schedules count steps, of which there is one for `PARTS` batches.
+    # Schedules count steps, one for every `PARTS` batches.
     adam = optax.adam(optax.cosine_decay_schedule(1e-2, task.steps))
-    # Steps of a radius are hundredths of the weights' size, for rows and for biases alike.
+    # With this unit a radius step is 1 % of the weights' size, for rows and for biases.
     optimizers = {"Adam": adam, "FTP": tpgm_jax.ftp(adam, unit="anchor")}
     models, states = {"pre-trained": pretrained}, {}
     for name, optimizer in optimizers.items():

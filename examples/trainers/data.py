@@ -1,7 +1,7 @@
-"""What every example here pre-trains on, fine-tunes on, and is tested on.
+"""The data that all examples here are pre-trained, fine-tuned and tested on.
 
-The digits of the demo, `examples.digits`: printed ones in many guises, then handwritten ones, and
-thirteen shifted sets for which the printed ones prepare better than the handwritten ones do.
+The digits of the demo, `examples.digits`: printed digits in many variations, handwritten digits,
+and thirteen shifted sets, for which printed digits prepare better than handwritten ones.
 """
 
 import argparse
@@ -42,11 +42,11 @@ class Task(NamedTuple):
 
 
 def load(arguments: Sequence[str] | None, program: str | None) -> Task:
-    """The task that the command line asks for.
+    """The task, in the size that the command line selects.
 
     Args:
-        arguments: of the command line; `None`: the program's own.
-        program: its docstring, for `--help`.
+        arguments: command-line arguments. `None`: `sys.argv`.
+        program: the docstring of the program, for `--help`.
     """
     parser = argparse.ArgumentParser(
         description=program, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -77,12 +77,12 @@ def batches(split: Split, steps: int, title: str, size: int = BATCH) -> Iterator
 def accuracies(
     predict: Callable[[Any, np.ndarray], Any], models: Mapping[str, Any], task: Task
 ) -> dict[str, tuple[float, float]]:
-    """By model, per cent of the handwritten test digits, and the mean over the shifted sets.
+    """By model, accuracy in per cent on the handwritten test digits, and mean on shifted sets.
 
     Args:
-        predict: from a model and images to logits.
-        models: whatever `predict` takes.
-        task: what to test on.
+        predict: maps a model and images to logits.
+        models: models for `predict`, by name.
+        task: the data to test on.
     """
 
     def per_cent(model: Any, split: Split) -> float:

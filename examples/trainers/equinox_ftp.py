@@ -13,8 +13,8 @@ import optax
 import tpgm_jax
 from examples.trainers.data import accuracies, batches, load, report
 
-# Equinox and PyTorch keep weights as `(out, in)`, Flax as `(in, out)`. A row, the weights that
-# feed one output and are measured together, has to be declared.
+# Equinox and PyTorch store weights as `(out, in)`, Flax as `(in, out)`. A row is the weights that
+# feed one output. For `(out, in)` its axis has to be declared.
 AXES = {r".*/weight": tpgm_jax.Axes(rows=0)}
 
 
@@ -24,7 +24,7 @@ def make_model(key):
 
 
 def parameters(model):
-    """The arrays that are trained: an optimizer is handed these, and not activation functions."""
+    """The trained arrays, without activation functions, for the optimizer."""
     return eqx.filter(model, eqx.is_inexact_array)
 
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
 
     adam = optax.adam(optax.cosine_decay_schedule(1e-2, task.steps))
-    # Steps of a radius are hundredths of the weights' size, for rows and for biases alike.
+    # With this unit a radius step is 1 % of the weights' size, for rows and for biases.
     ftp = tpgm_jax.ftp(adam, axes=AXES, unit="anchor")
     plain, _ = train(pretrained, adam, task.train, task.steps, "Adam")
     tuned, opt_state = train(pretrained, ftp, task.train, task.steps, "FTP")

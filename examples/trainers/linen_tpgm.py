@@ -47,13 +47,13 @@ def train_step(state, batch, held_out):
 
     grads, batch_stats = jax.grad(loss, has_aux=True)(state.params)
 
-    def held_out_loss(params):  # as the parameters would be used: in evaluation mode
+    def held_out_loss(params):  # in evaluation mode, as the model would be used
         variables = {"params": params, "batch_stats": batch_stats}
         logits = state.apply_fn(variables, held_out.images, training=False)
         return cross_entropy(logits, held_out.labels)
 
-    # What replaces fields of the state is a keyword of its own, as in Flax; what is for the
-    # optimizer is in `extra_args`, and those that take none are not handed them.
+    # As in Flax, keywords replace fields of the state. Arguments of the optimizer go into
+    # `extra_args`; an optimizer that takes none does not receive them.
     return state.apply_gradients(
         grads=grads, batch_stats=batch_stats, extra_args={"held_out_loss": held_out_loss}
     )
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     adam = optax.adam(optax.cosine_decay_schedule(1e-2, task.steps))
     states = {"pre-trained": pretrained}
-    # Steps of a radius are hundredths of the weights' size, for rows and norms' scales alike.
+    # With this unit a radius step is 1 % of the weights' size, for rows and for norms' scales.
     for name, tx in {"Adam": adam, "TPGM": tpgm_jax.tpgm(adam, unit="anchor")}.items():
         states[name] = train(start, tx, task.train, task.held_out, task.steps, name)
 

@@ -3,14 +3,14 @@
     python -m examples.trainers.lora [--fast]
 
 A layer `x @ W` becomes `x @ W + x @ A @ B`. `W` is frozen and in no optimizer. `B` starts at zero,
-so that `A @ B`, the way from the pre-trained model, does: that is what has to stay small. FTP keeps
-`B` near zero, by `anchor="zero"`, which costs no copy. It leaves `A` alone, which starts at random:
-with both near zero, the gradient of each would vanish with the other. For a radius `r` of `B`, and
-the columns of both,
+so `A @ B`, the displacement from the pre-trained model, starts at zero and has to stay small. FTP
+keeps `B` near zero with `anchor="zero"`, which needs no copy. It excludes `A`, which starts at
+random: if both were near zero, both gradients would vanish. For a radius `r` of `B`, and columns of
+both,
 
     |A B_j|_1 <= r * max over k of |A_k|_1
 
-so that the product can still grow by `A`. The last lines that this prints say how far it did.
+so the product can still grow with `A`. The last printed lines show how large it became.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Network(nnx.Module):
 
 
 def with_adapters(pretrained: Network) -> Network:
-    """A copy whose layers have an adapter each, `lora_a` at random and `lora_b` zero."""
+    """A copy with an adapter in each layer, `lora_a` random and `lora_b` zero."""
     model, rngs = nnx.clone(pretrained), nnx.Rngs(1)
     for i, linear in enumerate(model.layers):
         size = linear.in_features, RANK, linear.out_features
@@ -51,7 +51,7 @@ def with_adapters(pretrained: Network) -> Network:
 
 
 def train(model, tx, kind, split, steps, title):
-    """Trains the variables of one kind, and makes no gradient of any other."""
+    """Trains the variables of one kind. Computes no gradients of the others."""
     optimizer = nnx.Optimizer(model, tx, wrt=kind)
 
     def loss(model, batch):
@@ -73,7 +73,7 @@ def predict(model, images):
 
 
 def product_sizes(model: Network) -> list[float]:
-    """By layer, the Frobenius norm of `A @ B` over that of `W`."""
+    """By layer, the Frobenius norm of `A @ B` divided by the Frobenius norm of `W`."""
     return [
         float(
             jnp.linalg.norm(layer.lora_a[...] @ layer.lora_b[...])
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     steps = task.pretraining_steps
     train(pretrained, optax.adam(1e-3), nnx.Param, task.printed, steps, "pre-training")
 
-    # At 1e-2, adapters are robust by their low rank alone, and FTP adds nothing.
+    # At 1e-2 the low rank alone makes adapters robust, and FTP adds nothing.
     adam = optax.adam(optax.cosine_decay_schedule(3e-2, task.steps))
     plain, near = with_adapters(pretrained), with_adapters(pretrained)
     train(plain, adam, nnx.LoRAParam, task.train, task.steps, "Adam")

@@ -2,10 +2,10 @@
 
     python -m examples.trainers.mixed_precision [--fast]
 
-The optimizer holds and moves float32 weights, the masters, and the loss casts them. Trained in
-bfloat16 themselves, weights near 0.1 would be 0.0005 apart, and a row could keep to no radius that
-is finer than that. FTP starts with radii near 0: the last line that this prints asks for 0.001.
-Accuracies hardly differ here, where radii grow to be large.
+The optimizer stores and updates float32 master weights, and the loss casts them. If the weights
+themselves were bfloat16, neighbouring numbers near 0.1 would be 0.0005 apart, and a row could not
+keep to a smaller radius. FTP starts with radii near 0; the last printed line shows a radius of
+0.001. Accuracies hardly differ here, because radii become large.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def cast(tree, dtype):
 
 @jax.jit
 def predict(params, images):
-    """Logits; all arithmetic is in bfloat16, whatever the parameters are kept in."""
+    """Logits. All arithmetic is in bfloat16, for parameters of any dtype."""
     return network.apply(cast(params, jnp.bfloat16), images.astype(jnp.bfloat16))
 
 
@@ -36,14 +36,14 @@ def train(params, tx, split, steps, title):
     """Trains from `params`, which become the anchor."""
 
     def loss(params, batch):
-        # The softmax in float32: in bfloat16 its sum of exponentials would be too coarse.
+        # The softmax is in float32, because in bfloat16 its sum of exponentials is too coarse.
         logits = jnp.asarray(predict(params, batch.images), jnp.float32)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels).mean()
 
     @jax.jit
     def train_step(params, opt_state, batch):
-        # The cast is part of the loss, so that gradients come in the dtype of `params`. bfloat16
-        # has the range of float32, and asks for no loss scaling.
+        # The cast is part of the loss, so gradients have the dtype of `params`. bfloat16 has the
+        # range of float32, so no loss scaling is needed.
         grads = jax.grad(loss)(params, batch)
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
@@ -55,7 +55,7 @@ def train(params, tx, split, steps, title):
 
 
 def farthest_row(kernel, anchor, radius, dtype):
-    """How far a row is, once it was pulled to within `radius`, for weights of this dtype."""
+    """Distance of the farthest row after projection to `radius`, with weights of this dtype."""
     kernel, anchor = kernel.astype(dtype), anchor.astype(dtype)
     tx = tpgm_jax.project_to_anchor(radius)
     updates: Any = jax.jit(tx.update)(jnp.zeros_like(kernel), tx.init(anchor), kernel)[0]
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     pretrained, _ = train(fresh, optax.adam(1e-3), task.printed, steps, "pre-training")
 
     adam = optax.adam(optax.cosine_decay_schedule(1e-2, task.steps))
-    # Steps of a radius are hundredths of the weights' size, for rows and for biases alike.
+    # With this unit a radius step is 1 % of the weights' size, for rows and for biases.
     tx = tpgm_jax.ftp(adam, unit="anchor")
     models, states = {"pre-trained": pretrained}, {}
     for name, dtype in {"FTP, float32": jnp.float32, "FTP, bfloat16": jnp.bfloat16}.items():

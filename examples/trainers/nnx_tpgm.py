@@ -38,17 +38,17 @@ def loss(model, batch):
 
 
 def in_evaluation_mode(model):
-    """The same variables, seen by layers that neither drop nor gather statistics."""
+    """A view of the model that uses the stored statistics and no dropout."""
     return nnx.view(model, deterministic=True, use_running_average=True)
 
 
 @nnx.jit
 def train_step(model, optimizer, batch, held_out):
-    # In training mode: this moves the batch statistics and the dropout key of `model`.
+    # In training mode, which updates the batch statistics and the dropout key of `model`.
     grads = nnx.grad(loss)(model, batch)
 
-    # TPGM tries out parameters on held-out data, as they would be used: in evaluation mode, with
-    # the statistics of training, which stay as they are. Flax raises an error in training mode.
+    # TPGM evaluates parameters on held-out data in evaluation mode, as the model would be used. The
+    # statistics of training do not change. In training mode Flax would raise an error.
     graph, _, rest = nnx.split(in_evaluation_mode(model), nnx.Param, ...)
 
     def held_out_loss(params):
@@ -65,7 +65,7 @@ def predict(model, images):
 def train(model, tx, split, held_out, steps, title):
     """Trains a copy of the model; the anchor of its optimizer is the original."""
     model = nnx.clone(model)
-    # Makes an optimizer that takes no `held_out_loss` ignore it.
+    # With this, an optimizer that takes no `held_out_loss` ignores it.
     optimizer = nnx.Optimizer(model, optax.with_extra_args_support(tx), wrt=nnx.Param)
     for batch in batches(split, steps, title):
         train_step(model, optimizer, batch, held_out)
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
 
     adam = optax.adam(optax.cosine_decay_schedule(1e-2, task.steps))
-    # Steps of a radius are hundredths of the weights' size, for rows and norms' scales alike.
+    # With this unit a radius step is 1 % of the weights' size, for rows and for norms' scales.
     optimizers = {"Adam": adam, "TPGM": tpgm_jax.tpgm(adam, unit="anchor")}
     tuned = {
         name: train(pretrained, tx, task.train, task.held_out, task.steps, name)
