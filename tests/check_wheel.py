@@ -25,7 +25,7 @@ params = {{"kernel": jnp.ones((3, 2)), "head": jnp.ones(2)}}
 tx = tpgm_jax.ftp(optax.adamw(1e-3), exclude="head")
 updates, state = jax.jit(tx.update)(params, tx.init(params), params)
 assert list(tpgm_jax.radii(state, params)) == ["kernel"]
-assert "saturated" in str(tpgm_jax.report(state, params))
+assert "constrains" in str(tpgm_jax.report(state, params))
 try:
     import tpgm_jax.linen
 except ModuleNotFoundError as error:

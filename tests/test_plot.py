@@ -58,8 +58,8 @@ def blocks(count, kinds=("attn/query/kernel", "attn/query/bias", "mlp/kernel")):
     return {name: float(10 ** rng.normal(-1, 0.4)) for name in sorted(names)}
 
 
-def group(name, radius, distance=0.5, saturated=0.5, norm="mars", layer=None):
-    return Group(name, layer, 4, norm, radius, distance, saturated, 1e-8)
+def group(name, radius, overshoot=0.5, pulled_back=0.5, norm="mars", layer=None):
+    return Group(name, layer, 4, norm, 0.5, False, radius, 0.1, pulled_back, overshoot)
 
 
 def test_layers_follow_each_other_from_input_to_output():
@@ -190,19 +190,19 @@ def test_a_history_may_have_a_single_step():
     assert lines(ax) == {"w": [[5, 0.1]]}
 
 
-def test_distances_against_radii():
-    report = Report((group("a", 1.0, 1.0, 1.0), group("b", 2.0, 0.25, 0.0)), ())
-    ax = render(plot.distance_against_radius(report))
+def test_candidates_against_radii():
+    report = Report((group("a", 1.0, 3.0, 1.0), group("b", 2.0, 0.25, 0.0)), ())
+    ax = render(plot.candidate_against_radius(report))
     (points,) = ax.collections
-    np.testing.assert_array_equal(points.get_offsets(), [[1.0, 1.0], [2.0, 0.25]])
+    np.testing.assert_array_equal(points.get_offsets(), [[1.0, 3.0], [2.0, 0.5]])
     np.testing.assert_array_equal(points.get_array(), [100.0, 0.0])
     assert sorted(texts(ax)) == ["a", "b"]
     assert (
         ax.get_xlabel() == "radius: how far each row may go\nfrom its pre-trained weights (L1 norm)"
     )
-    assert ax.get_ylabel().startswith("distance: how far the farthest row has gone\n")
+    assert ax.get_ylabel().startswith("candidate: how far the farthest row would have gone\n")
     (bar,) = set(ax.figure.axes) - {ax}
-    assert bar.get_ylabel() == "rows that are at their radius (%)"
+    assert bar.get_ylabel() == "rows pulled back, of those that moved (%)"
     assert ax.get_xlim() == ax.get_ylim()
 
 
@@ -211,8 +211,8 @@ def test_axis_labels_name_the_norm():
     expected = "radius: how far each tensor may go\nfrom its pre-trained weights (L2 norm)"
     assert plot.radii_by_depth(l2).get_ylabel() == expected
     assert plot.radii_over_training({1: l2}).get_ylabel() == expected
-    ax = plot.distance_against_radius(l2)
-    assert ax.get_ylabel().startswith("distance: how far the tensor has gone\n")
+    ax = plot.candidate_against_radius(l2)
+    assert ax.get_ylabel().startswith("candidate: how far the tensor would have gone\n")
 
 
 def test_plots_draw_into_the_given_axes_and_show_nothing(monkeypatch):
@@ -221,7 +221,7 @@ def test_plots_draw_into_the_given_axes_and_show_nothing(monkeypatch):
     figure, panels = plt.subplots(1, 3, layout="constrained", figsize=(15, 5))
     assert plot.radii_by_depth(report, panels[0]) is panels[0]
     assert plot.radii_over_training([(1, report), (2, report)], ax=panels[1]) is panels[1]
-    assert plot.distance_against_radius(report, panels[2]) is panels[2]
+    assert plot.candidate_against_radius(report, panels[2]) is panels[2]
     render(panels[0])
     assert plt.get_fignums() == [figure.number]
 
@@ -232,9 +232,9 @@ def test_plots_draw_into_the_given_axes_and_show_nothing(monkeypatch):
         (lambda: plot.radii_by_depth({}), ValueError, "nothing to draw"),
         (lambda: plot.radii_by_depth(3.0), TypeError, "result of `tpgm_jax.radii` or"),
         (lambda: plot.radii_over_training([]), ValueError, "`history` is empty"),
-        (lambda: plot.distance_against_radius(RADII), TypeError, "result of `tpgm_jax.report"),
+        (lambda: plot.candidate_against_radius(RADII), TypeError, "result of `tpgm_jax.report"),
         (
-            lambda: plot.distance_against_radius(Report((group("a", None),), ())),
+            lambda: plot.candidate_against_radius(Report((group("a", None),), ())),
             ValueError,
             "holds no radii",
         ),
@@ -251,7 +251,7 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     for draw, data in (
         (plot.radii_by_depth, RADII),
         (plot.radii_over_training, {1: RADII}),
-        (plot.distance_against_radius, Report((group("a", 1.0),), ())),
+        (plot.candidate_against_radius, Report((group("a", 1.0),), ())),
     ):
         with pytest.raises(ImportError, match=r"pip install 'tpgm-jax\[plot\]'"):
             draw(data)

@@ -1,21 +1,20 @@
 """Reports what was learned, group by group, for people and for loggers."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.core import Tracer
 
 from tpgm_jax._core.anchor import match_leaves
 from tpgm_jax._core.names import by_name, natural_order
-from tpgm_jax._core.spec import Spec
+from tpgm_jax._core.radii import SMALLEST
 from tpgm_jax._inspect import table
-from tpgm_jax._inspect.distances import Arrays, Distances, measure
+from tpgm_jax._inspect.measure import Numbers, measure
 from tpgm_jax._inspect.states import checked_states
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 class Group(NamedTuple):
@@ -25,53 +24,52 @@ class Group(NamedTuple):
         name: path of the tensor, as in `tpgm_jax.radii`.
         layer: index of the stacked layer; `None` if the tensor is not stacked.
         rows: how many rows share the radius; 1 under the l2 norm, which is of the whole tensor.
-        norm: "mars" or "l2", the unit of the numbers below.
-        radius: how far a row may be from its anchor; `None` if the state holds no radii.
-        distance: how far the farthest row is, the largest `N(W - W0)`.
-        saturated: the share of rows that are at their radius, in [0, 1]; `None` without a radius.
-        tolerance: how far a row may be beyond its radius because of rounding; `None` without a
-            radius.
+        norm: "mars" or "l2", the unit of radius and distance.
+        distance: how far the farthest row is from its anchor, the largest `N(W - W0)`.
+        beyond: whether this is farther than the radius and rounding allow.
+        radius: how far a row may be from its anchor; `None` if the state holds no radii, like the
+            three numbers that follow.
+        relative: the radius in units of the anchor's size, as with `unit="anchor"`; `None` too if
+            the anchor is zero.
+        pulled_back: of the rows that moved, the share that the last step pulled back, in [0, 1].
+        overshoot: how far the farthest row would have gone in the last step, divided by the radius.
+            Above 1 the radius constrains the tensor.
     """
 
     name: str
     layer: int | None
     rows: int
     norm: str
-    radius: float | None
     distance: float
-    saturated: float | None
-    tolerance: float | None
+    beyond: bool = False
+    radius: float | None = None
+    relative: float | None = None
+    pulled_back: float | None = None
+    overshoot: float | None = None
 
     @property
     def label(self) -> str:
         """The name, followed by a slash and the layer if there is one."""
         return self.name if self.layer is None else f"{self.name}/{self.layer}"
 
-    @property
-    def beyond(self) -> bool:
-        """Whether a row is farther from its anchor than radius and rounding allow."""
-        if self.radius is None or self.tolerance is None:
-            return False
-        return 0 < self.radius < self.distance - self.tolerance
-
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """Result of `tpgm_jax.report`. Prints as a table, and as a table of rich by `rich.print`.
+    """Result of `tpgm_jax.report`. Prints as a table.
 
     Attributes:
         groups: one `Group` for each radius, in the order of the parameters, layer by layer;
             `block_2` comes before `block_10`.
         excluded: names of the parameters that are not constrained.
+        notes: what looks wrong, in sentences.
     """
 
     groups: tuple[Group, ...]
     excluded: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def scalars(self, prefix: str = "") -> dict[str, float]:
-        """Numbers by tag, for a logger.
-
-        For any logger that takes numbers by name:
+        """Numbers by tag, for any logger that takes numbers by name.
 
             wandb.log(report.scalars(), step=step)
             clu.metric_writers.create_default_writer(folder).write_scalars(step, report.scalars())
@@ -82,41 +80,47 @@ class Report:
             prefix: put in front of every tag, unchanged.
 
         Returns:
-            `radius/NAME`, `distance/NAME` and `saturated/NAME` for each group; only
-            `distance/NAME` without radii. A layer of a stacked tensor is called `NAME/LAYER`.
+            `radius/NAME`, `relative/NAME`, `distance/NAME`, `pulled_back/NAME` and
+            `overshoot/NAME` for each group, and `constrained`, the share of groups of which the
+            last step pulled back a row; only `distance/NAME` without radii. A layer of a stacked
+            tensor is called `NAME/LAYER`.
         """
-        return {
+        numbers = {
             f"{prefix}{kind}/{group.label}".removesuffix("/"): value
-            for kind in ("radius", "distance", "saturated")
+            for kind in ("radius", "relative", "distance", "pulled_back", "overshoot")
             for group in self.groups
             if (value := getattr(group, kind)) is not None
         }
+        shares = [group.pulled_back > 0 for group in self.groups if group.pulled_back is not None]
+        if shares:
+            numbers[f"{prefix}constrained"] = sum(shares) / len(shares)
+        return numbers
 
     def __repr__(self) -> str:
-        return table.plain(self.groups, self.excluded)
-
-    def __rich__(self) -> "Table":
-        return table.rich(self.groups, self.excluded)
+        return table.report_table(self.groups, self.excluded, self.notes)
 
 
 def report(
     opt_state: optax.OptState, params: optax.Params, *, anchor: optax.Params | None = None
 ) -> Report:
-    """How far each tensor may go from its anchor, how far it went, and how often it was held back.
+    """How far each tensor may go from its anchor, how far it is, and whether it is held back.
 
-    Writing `W` for a tensor, `W0` for its anchor, `N` for the norm of a row ("mars") or of the
-    tensor ("l2") and `r` for the radius, each group of rows that share a radius has
+    Writing `W` for a tensor, `W0` for its anchor, `c` for the displacement before the projection of
+    the last step, `N` for the norm of a row ("mars") or of the tensor ("l2"), `r` for the radius
+    and `U` for the size of the anchor, each group of rows that share a radius has
 
-        distance  = max over rows of N(W - W0)
-        saturated = share of rows with N(W - W0) >= r - tolerance
+        distance    = max over rows of N(W - W0)
+        relative    = r / U
+        pulled_back = (rows with N(c) > r) / (rows with N(c) > 0)
+        overshoot   = max over rows of N(c) / r
 
-    where the tolerance is how far rounding in the dtype of `W` may move a row that was projected
-    to its radius: `eps / 2 * N(W)`, and some `eps * r`. A radius below that, which is common in
-    half precision, cannot be distinguished from 0, and all rows count as saturated.
+    The distance equals the radius in nearly every group, because a radius is never larger than its
+    farthest row is far. `pulled_back` says whether anything is constrained: where it is 0, the
+    base optimizer moves freely.
 
-    For logging, outside `jax.jit`: it compiles a program for each shape, and copies a few numbers
-    for each group to the host, all at once. The training step computes nothing for it. If the
-    parameters are on the devices of several processes, all of them have to call it.
+    For logging, outside `jax.jit`: it compiles a small program for each shape, and copies a few
+    numbers for each group to the host, all at once. If the parameters are on the devices of
+    several processes, all of them have to call it.
 
     Args:
         opt_state: any state with one of this library's states somewhere in it. If several act on a
@@ -134,7 +138,7 @@ def report(
             options; `anchor` is missing, or is not used.
 
     Examples:
-        The first output unit pulls ten times as hard as the second, and is held at the radius:
+        The first output unit pulls ten times as hard as the second, and is pulled back:
 
         >>> import jax.numpy as jnp, optax, tpgm_jax
         >>> params = {"kernel": jnp.ones((3, 2)), "head": jnp.ones(2)}
@@ -146,13 +150,13 @@ def report(
         ...     params = optax.apply_updates(params, updates)
         >>> report = tpgm_jax.report(opt_state, params)
         >>> print(report)
-        group   rows  radius  distance  saturated
-        kernel     2  0.0636    0.0636        50%
+        group   rows  radius  of anchor  distance  pulled back  overshoot
+        kernel     2  0.0636       2.1%    0.0636          50%       1.32
         <BLANKLINE>
-        distance: of the farthest row from its anchor, in the L1 norm of a row
-        saturated: rows at their radius
+        constrains 1 of 1 tensors
         1 not constrained: head
-        >>> report.scalars()["saturated/kernel"]
+        distance: of the farthest row from its anchor, in the L1 norm of a row
+        >>> report.scalars()["pulled_back/kernel"]
         0.5
     """
     if any(isinstance(x, Tracer) for x in jax.tree.leaves((opt_state, params))):
@@ -169,55 +173,81 @@ def report(
     # States with radii come last, so that they count.
     states.sort(key=lambda state: hasattr(state, "radii"))
     by_path = by_name(params)
-    arrays = [_arrays(state, by_path, anchor) for state in states]
     groups: dict[str, list[Group]] = {}
-    for state, distances in zip(arrays, measure(arrays), strict=True):
-        groups |= _groups(state.spec, state.radii is not None, distances)
+    w = [[by_path[tensor.name] for tensor in state.spec.layout.tensors] for state in states]
+    w0 = [_anchor_leaves(state, anchor) for state in states]
+    measured = measure(states, w, w0)
+    for state, leaves, numbers in zip(states, w, measured, strict=True):
+        groups |= {tensor.name: [] for tensor in state.spec.layout.tensors}
+        for group in _groups(state.spec, leaves, numbers):
+            groups[group.name].append(group)
     names = natural_order(by_path)
-    return Report(
-        groups=tuple(group for name in names for group in groups.get(name, ())),
-        excluded=tuple(name for name in names if name not in groups),
-    )
+    ordered = tuple(group for name in names for group in groups.get(name, ()))
+    notes = [note for x, y in zip(states, measured, strict=True) for note in _notes(x, y)]
+    return Report(ordered, tuple(name for name in names if name not in groups), tuple(notes))
 
 
-def _arrays(state: Any, params: dict[str, Any], anchor: optax.Params | None) -> Arrays:
-    """The arrays of one of our states that are measured.
-
-    Args:
-        state: the state.
-        params: the whole model, by name.
-        anchor: what the user gave.
-    """
-    spec = state.spec
-    if spec.anchor_source == "init":
-        w0 = spec.layout.constrained(state.anchor)
-    elif spec.anchor_source == "zero":
-        w0 = [None] * len(spec.layout.tensors)
-    elif anchor is None:
+def _anchor_leaves(state: Any, anchor: optax.Params | None) -> list[Any]:
+    """The anchors of the constrained leaves of one of our states; `None` for zeros."""
+    layout = state.spec.layout
+    if state.spec.anchor_source == "init":
+        return layout.constrained(state.anchor)
+    if state.spec.anchor_source == "zero":
+        return [None] * len(layout.tensors)
+    if anchor is None:
         raise ValueError(
             "`report` needs the keyword `anchor`, the pre-trained parameters, because the "
             "transformation was built with `anchor='argument'`: call `report(opt_state, params, "
             "anchor=pretrained)`."
         )
-    else:
-        w0 = match_leaves(anchor, spec.layout, "the `anchor` of `report`")
-    # Through `leaves`, because `nnx.Optimizer` wraps each array of a state in a variable.
-    radii = jax.tree.leaves(state.radii)[0] if hasattr(state, "radii") else None
-    return Arrays(spec, radii, [params[tensor.name] for tensor in spec.layout.tensors], w0)
+    return match_leaves(anchor, layout, "the `anchor` of `report`")
 
 
-def _groups(spec: Spec, learned: bool, distances: Distances) -> dict[str, list[Group]]:
-    """The groups of each tensor, by its name."""
-    groups: dict[str, list[Group]] = {}
-    columns = iter(zip(*(x.tolist() for x in distances), strict=True))
-    for tensor in spec.layout.tensors:
-        groups[tensor.name] = []
-        for layer, row in zip(range(tensor.groups), columns, strict=False):
-            radius, distance, saturated, tolerance = row
-            if not learned:
-                radius = saturated = tolerance = None
+def _groups(spec: Any, params: list[Any], numbers: Numbers) -> Iterator[Group]:
+    """The groups of one state."""
+    place = 0
+    for tensor, w in zip(spec.layout.tensors, params, strict=True):
+        eps = float(jax.numpy.finfo(jax.numpy.result_type(w)).eps)
+        for layer in range(tensor.groups):
+            values: Any = [y if y is None else y[place].item() for y in numbers]
+            x: Any = Numbers(*values)
+            # A row at its radius may be beyond it by the rounding of the weights and of the norm.
+            beyond = x.radius is not None and x.radius > 0
+            if beyond:
+                allowed = (1.001 + 2 * eps) * max(x.radius, x.floor) + eps * x.size + SMALLEST
+                beyond = x.distance > allowed
             index, rows = layer if tensor.layers else None, tensor.row_count(spec.norm)
-            groups[tensor.name].append(
-                Group(tensor.name, index, rows, spec.norm, radius, distance, saturated, tolerance)
-            )
-    return groups
+            yield Group(tensor.name, index, rows, spec.norm, x.distance, beyond, *x[4:])
+            place += 1
+
+
+def _notes(state: Any, numbers: Numbers) -> Iterator[str]:
+    """What looks wrong in a state."""
+    (step,) = jax.tree.leaves(state.step)
+    skipped = sum(map(int, jax.tree.leaves(getattr(state, "skipped", 0))))
+    if skipped:
+        yield (
+            f"{skipped} steps were skipped and {int(step)} made, because gradients were not finite "
+            "(or a radius step overflowed). If it goes on, look for the cause; inside "
+            "`optax.MultiSteps`, pass `should_skip_update_fn=optax.skip_not_finite`"
+        )
+    if step > 1 and len(numbers.distance) and not np.any(numbers.distance):
+        yield (
+            "no tensor has moved from its anchor. Was the anchor replaced by the current "
+            "parameters, or are they passed as `anchor`?"
+        )
+    if numbers.pulled_back is None or state.spec.anchor_source == "zero":
+        return
+    tensors = [tensor for tensor in state.spec.layout.tensors for _ in range(tensor.groups)]
+    # The mean of |W0|, or of its square, over the numbers of each group.
+    sizes = np.array([np.prod(tensor.shape) / tensor.groups for tensor in tensors])
+    kernels = np.array([bool(tensor.rows) for tensor in tensors], bool)
+    means = numbers.anchor_sum / sizes
+    typical = np.mean(means[kernels]) if kernels.any() else 0.0
+    small = kernels & (means < 1e-2 * typical) & (numbers.pulled_back == 1)
+    if small.any():
+        names = dict.fromkeys(x.name for x, new in zip(tensors, small, strict=True) if new)
+        yield (
+            f"{table.listed(list(names))}: starts near zero, and every row is pulled back. If it "
+            "is a new head, `exclude` it"
+        )

@@ -1,43 +1,72 @@
-"""A report as a table: in plain text, or for rich."""
+"""A report as a table in plain text."""
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from tpgm_jax._inspect.columns import plain_table, rich_table
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from tpgm_jax._inspect.columns import plain_table
 
 NORMS = {"mars": "L1 norm of a row", "l2": "L2 norm of a tensor"}
 SHOWN = 8  # names in a note, which need not list all
+FROZEN = 1e-3  # of the anchor's size: a radius below is called frozen
 
 
-def plain(groups: Sequence[Any], excluded: Sequence[str]) -> str:
-    """The report in plain text."""
-    return "\n".join([plain_table(_columns(groups)), "", *_notes(groups, excluded)])
-
-
-def rich(groups: Sequence[Any], excluded: Sequence[str]) -> "Table":
-    """The report for `rich.print`."""
-    table = rich_table(_columns(groups), caption="\n".join(_notes(groups, excluded)))
-    table.caption_justify = "left"
-    return table
-
-
-def _columns(groups: Sequence[Any]) -> list[list[str]]:
-    """Heading and cells of each column, without radii if there are none."""
+def report_table(groups: Sequence[Any], excluded: Sequence[str], notes: Sequence[str]) -> str:
+    """A table of the groups, the verdict, and the notes."""
     columns = [
         ["group", *(group.label or "(parameters)" for group in groups)],
         ["rows", *(str(group.rows) for group in groups)],
     ]
-    learned = any(group.radius is not None for group in groups)
-    if learned:
-        columns.append(["radius", *_aligned([group.radius for group in groups])])
-    columns.append(["distance", *_aligned([group.distance for group in groups])])
-    if learned:
-        columns.append(["saturated", *(_share(group.saturated) for group in groups)])
-    return columns
+
+    def add(heading: str, field: str, format_all: Callable[[list[Any]], list[str]]) -> None:
+        values = [getattr(group, field) for group in groups]
+        if any(value is not None for value in values) or field == "distance":
+            columns.append([heading, *format_all(values)])
+
+    add("radius", "radius", _aligned)
+    add("of anchor", "relative", lambda values: list(map(_percent, values)))
+    add("distance", "distance", _aligned)
+    add("pulled back", "pulled_back", lambda values: list(map(_share, values)))
+    add("overshoot", "overshoot", lambda values: list(map(_digits, values)))
+    lines = [*_verdict(groups), *notes]
+    if excluded:
+        lines.insert(1 if lines else 0, f"{len(excluded)} not constrained: {listed(excluded)}")
+    norms = " or ".join(NORMS[norm] for norm in dict.fromkeys(group.norm for group in groups))
+    lines.append(f"distance: of the farthest row from its anchor, in the {norms}")
+    return "\n".join([plain_table(columns), "", *lines])
+
+
+def _verdict(groups: Sequence[Any]) -> list[str]:
+    """How many tensors are constrained, frozen, or beyond their radius."""
+    tensors: dict[str, list[Any]] = {}
+    for group in groups:
+        if group.radius is not None:
+            tensors.setdefault(group.name, []).append(group)
+    if not tensors:
+        return []
+    several = tensors.values()
+    held = sum(any(group.pulled_back for group in x) for x in several)
+    free = sum(all(group.overshoot and not group.pulled_back for group in x) for x in several)
+    verdict = f"constrains {held} of {len(tensors)} tensors"
+    verdict += f"; {free} move{'s' * (free == 1)} freely" if free else ""
+    lines = [verdict]
+    frozen = [x for x in groups if x.pulled_back and (x.relative or 1.0) < FROZEN]
+    if frozen:
+        names = listed([group.label for group in frozen])
+        lines.append(f"{len(frozen)} frozen, with radii below 0.1% of the anchor: {names}")
+    beyond = [group.label for group in groups if group.beyond]
+    if beyond:
+        lines.append(
+            f"{len(beyond)} beyond their radius: {listed(beyond)}. Does `params` come from the "
+            "last update, and did no other transformation follow it in the chain?"
+        )
+    return lines
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _aligned(numbers: Sequence[float | None]) -> list[str]:
@@ -57,6 +86,10 @@ def _digits(number: float | None) -> str:
     return f"{number:.{max(0, 2 - math.floor(math.log10(abs(number))))}f}"
 
 
+def _percent(number: float | None) -> str:
+    return "-" if number is None else f"{100 * number:.2g}%" if number < 1 else f"{number:.0%}"
+
+
 def _share(share: float | None) -> str:
     """Per cent; 0% and 100% are exact."""
     if share is None:
@@ -64,25 +97,3 @@ def _share(share: float | None) -> str:
     if 0 < share < 0.01:
         return "<1%"
     return ">99%" if 0.99 < share < 1 else f"{share:.0%}"
-
-
-def _notes(groups: Sequence[Any], excluded: Sequence[str]) -> list[str]:
-    """Explanations of the columns, exclusions, and warnings."""
-    norms = " or ".join(NORMS[norm] for norm in dict.fromkeys(group.norm for group in groups))
-    notes = [f"distance: of the farthest row from its anchor, in the {norms}"]
-    if any(group.radius is not None for group in groups):
-        notes.append("saturated: rows at their radius")
-    if excluded:
-        notes.append(f"{len(excluded)} not constrained: {_listed(excluded)}")
-    beyond = [group.label for group in groups if group.beyond]
-    if beyond:
-        notes.append(
-            f"{len(beyond)} beyond their radius: {_listed(beyond)}. Does `params` come from the "
-            "last update, and did no other transformation follow it in the chain?"
-        )
-    return notes
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -140,11 +140,12 @@ def radii_over_training(
     return ax
 
 
-def distance_against_radius(report: Report, ax: "Axes | None" = None) -> "Axes":
-    """Draws the distance of each tensor from its anchor against its radius.
+def candidate_against_radius(report: Report, ax: "Axes | None" = None) -> "Axes":
+    """Draws how far each tensor would have gone in the last step against its radius.
 
-    A tensor's distance is the distance of its farthest row. On the diagonal it equals the radius.
-    The colour gives the share of rows that are at their radius.
+    A tensor above the diagonal was pulled back to it: its farthest row would have gone beyond the
+    radius. On the diagonal a tensor moves freely. The colour gives the share of the rows that moved
+    that were pulled back.
 
     Args:
         report: the result of `tpgm_jax.report`.
@@ -163,23 +164,26 @@ def distance_against_radius(report: Report, ax: "Axes | None" = None) -> "Axes":
         >>> tx = tpgm_jax.ftp(optax.adam(1e-3))
         >>> updates, opt_state = tx.update(params, tx.init(params), params)
         >>> report = tpgm_jax.report(opt_state, optax.apply_updates(params, updates))
-        >>> ax = tpgm_jax.plot.distance_against_radius(report)
+        >>> ax = tpgm_jax.plot.candidate_against_radius(report)
         >>> print(ax.get_ylabel())
-        distance: how far the farthest row has gone
+        candidate: how far the farthest row would have gone
         from its pre-trained weights (L1 norm)
     """
     if not isinstance(report, Report):
         raise TypeError(
-            f"`report` must be a `Report`, because only a report holds distances; got "
+            f"`report` must be a `Report`, because only a report holds the steps; got "
             f"{type(report).__name__}. Pass the result of `tpgm_jax.report(opt_state, params)`, "
             "not of `tpgm_jax.radii`."
         )
     _depth.read_radii(report)
     groups = [group for group in report.groups if group.radius is not None]
-    numbers = [(x.radius or 0.0, x.distance, x.saturated or 0.0) for x in groups]
+    numbers = [
+        (x.radius or 0.0, (x.radius or 0.0) * (x.overshoot or 0.0), x.pulled_back or 0.0)
+        for x in groups
+    ]
     ax = _drawing.new_axes(ax, 6.6, 5.2)
     scale = _drawing.choose_scale(
-        [x for radius, distance, _ in numbers for x in (radius, distance)]
+        [x for radius, candidate, _ in numbers for x in (radius, candidate)]
     )
     points = [(scale.coordinate(x), scale.coordinate(y)) for x, y, _ in numbers]
     for direction in ("x", "y"):
@@ -192,12 +196,13 @@ def distance_against_radius(report: Report, ax: "Axes | None" = None) -> "Axes":
         **{"vmin": 0, "vmax": 100, "cmap": "viridis"},
         **{"s": 36, "edgecolors": "black", "linewidths": 0.6, "zorder": 2, "clip_on": False},
     )
-    ax.figure.colorbar(scatter, ax=ax, label="rows that are at their radius (%)")
+    ax.figure.colorbar(scatter, ax=ax, label="rows pulled back, of those that moved (%)")
     ax.set_box_aspect(1)
     _drawing.label_points(ax, points, [group.label for group in groups], FONT_SIZE - 1)
     _drawing.tidy(ax)
     ax.set_xlabel(f"radius: how far {_describe_distance([report])}")
-    ax.set_ylabel(f"distance: how far {_describe_distance([report], 'the farthest row has gone')}")
+    row = "the farthest row would have gone"
+    ax.set_ylabel(f"candidate: how far {_describe_distance([report], row)}")
     return ax
 
 
