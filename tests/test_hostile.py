@@ -13,6 +13,7 @@ from transforms import loss
 
 import tpgm_jax
 from tpgm_jax import Axes, ftp, spd, tpgm
+from tpgm_jax._core.stacks import make_kinds
 
 SHAPES = {"bias": (4,), "dense": (3, 4), "layers": (2, 3, 4), "head": (4, 2), "gain": ()}
 PARTS = {"exclude": "head", "axes": {"layers": Axes(layers=0)}}
@@ -34,8 +35,18 @@ each_mostly_slow_bad = pytest.mark.parametrize("bad", mostly_slow(BAD, "nan"))
 
 
 def learned_state(state):
-    """The state without the base optimizer's and `skipped`."""
-    return {k: v for k, v in state._asdict().items() if k not in ("base_state", "skipped")}
+    """The state without the base optimizer's, `skipped`, and the last displacement."""
+    others = ("base_state", "skipped", "displacement", "row_norms")
+    return {k: v for k, v in state._asdict().items() if k not in others}
+
+
+def directions(state):
+    """The rows of the displacement, divided by their norms, in float64."""
+    leaves = [np.float64(x) for x in jax.tree.leaves(state.displacement)]
+    norms = [np.float64(x) for kind in state.row_norms for x in kind]
+    by_kind = make_kinds(state.spec.layout, [jnp.asarray(x, jnp.float32) for x in leaves])
+    places = [i for kind in by_kind for i in kind.members]
+    return [leaves[i] / n for i, n in zip(places, norms, strict=True)]
 
 
 @functools.cache
@@ -68,6 +79,11 @@ def test_a_gradient_that_is_not_finite_is_skipped(make, bad, where):
     for name in SHAPES:  # the excluded head too
         np.testing.assert_array_equal(kept[name], params[name])
     assert (int(state.skipped), int(after.skipped)) == (0, 1)
+    if jax.tree.leaves(getattr(state, "displacement", ())):
+        # It becomes W - W0, with its own norms. So its direction stays, up to the rounding of W,
+        # which is 6e-8 of weights of about 1 that moved by some 1e-2.
+        for x, y in zip(directions(after), directions(state), strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-4)
     # The next finite gradient moves all parameters, so no moment became NaN.
     moved, after = step(kept, after, random_tree(SHAPES, 2))
     assert int(after.step) == int(state.step) + 1

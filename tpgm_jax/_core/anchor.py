@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from tpgm_jax._core.axes import Layout
 from tpgm_jax._core.names import Nothing, match_by_name
@@ -107,12 +108,26 @@ def replace_stored(old: optax.Params, new: Any, layout: Layout, what: str) -> op
     nothing changes.
 
     Raises:
-        ValueError: `what` lacks a leaf, or has it in another shape.
+        ValueError: `what` lacks a leaf, has it in another shape, or has NaN in it.
+        TypeError: it is complex.
     """
     if not jax.tree.leaves(old):
         return old
     shapes = {tensor.name: tensor.shape for tensor in layout.tensors}
     remedy = "pass a tree of the model that `init` saw"
     values = match_by_name(shapes, new, what, remedy)
+    for name, value in zip(shapes, values, strict=True):
+        check_numbers(value, f"{what} has {name!r}")
     pairs = zip(layout.constrained(old), values, strict=True)
     return layout.replace(old, [copy_like(x, y) for x, y in pairs])
+
+
+def check_numbers(value: Any, what: str) -> None:
+    """Raises if an array is complex, or holds NaN. Traced values cannot be checked."""
+    if jnp.iscomplexobj(value):
+        raise TypeError(f"{what} with complex numbers, and an anchor is real: convert it first.")
+    if not isinstance(value, Tracer | jax.ShapeDtypeStruct) and bool(jnp.isnan(value).any()):
+        raise ValueError(
+            f"{what} with NaN in it, which the next update would spread to the parameters: load "
+            "another checkpoint."
+        )

@@ -34,10 +34,12 @@ def displacement(params: jax.Array, anchor: jax.Array) -> jax.Array:
     """`W - W0`, in the wide dtype.
 
     It is taken before `u` is added, because `W` is close to `W0` and their difference is then
-    exact. `(W + u) - W0` would first round `u` to the spacing of floats around `W`.
+    exact. `(W + u) - W0` would first round `u` to the spacing of floats around `W`. Equal
+    infinities, as in attention masks, have not moved, and their difference would be NaN.
     """
     dtype = wide_dtype(params)
-    return params.astype(dtype) - anchor.astype(dtype)
+    w, w0 = params.astype(dtype), anchor.astype(dtype)
+    return jnp.where(w == w0, 0, w - w0)
 
 
 def norms(c: jax.Array, tensor: Tensor, norm: str) -> jax.Array:
@@ -96,5 +98,5 @@ def scaled_update(
     parameter-sized array alive until the norms are known.
     """
     # `u - (1 - ratio) * c` is shorter, but cancels if `u` is much larger than the radius.
-    scaled = (anchor.astype(c.dtype) - params.astype(c.dtype)) + ratio * c
+    scaled = displacement(anchor, params) + ratio * c
     return scaled.astype(params.dtype)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from tpgm_jax._core import radii as _radii
-from tpgm_jax._core.anchor import init_anchor, resolve_anchor
+from tpgm_jax._core.anchor import check_numbers, init_anchor, resolve_anchor
 from tpgm_jax._core.ball import (
     EPSILON,
     displacement,
@@ -22,7 +22,7 @@ from tpgm_jax._core.ball import (
     scaled_update,
     shrinkage,
 )
-from tpgm_jax._core.finite import finite_or_zero, zero_unless
+from tpgm_jax._core.finite import finite_or_zero, select, zero_unless
 from tpgm_jax._core.names import Nothing, by_name, closest
 from tpgm_jax._core.spec import Options, Spec, check_fingerprint, check_same_spec, fingerprint
 from tpgm_jax._core.stacks import Kind, gather, make_kinds, spread, sum_leaves, unstack
@@ -127,6 +127,11 @@ class Problem:
         sums = sum_leaves(lambda x: norm_terms(x, norm), [c], self.kinds, norm)
         return [norm_of_sum(x, norm) for x in sums]
 
+    def row_norms(self, state: Any, sizes: list[jax.Array], update: jax.Array) -> Any:
+        """The next field `row_norms`: `sizes` if `update`, else those of `state`."""
+        # A state for a tree without leaves has an array instead of a tuple, see `initial_radii`.
+        return select(update, tuple(sizes), state.row_norms) if self.kinds else state.row_norms
+
     def inner_products(self, x: list[jax.Array], y: list[jax.Array]) -> list[jax.Array]:
         """Stacks of `<x, y>`, shaped like `norms`."""
         return sum_leaves(jnp.multiply, [x, y], self.kinds, self.spec.norm)
@@ -187,9 +192,13 @@ class Problem:
             infinity; and the state of the base optimizer. If the gradient is not finite, updates
             of excluded leaves and `u` are 0.
         """
-        updates, base_state = base.update(
-            zero_unless(finite, self.updates), base_state, self.params, **extra_args
-        )
+        gradients = zero_unless(finite, self.updates)
+        try:
+            updates, base_state = base.update(gradients, base_state, self.params, **extra_args)
+        except Exception:
+            expected = jax.eval_shape(base.init, self.params)
+            _radii.check_optimizer_state(expected, base_state, "base_optimizer")
+            raise
         layout = self.spec.layout
         u = finite_or_zero(finite, layout.constrained(updates))
         others = zero_unless(finite, layout.unconstrained(updates))
@@ -231,6 +240,8 @@ def make_problem(
         )
     check_same_spec(state.spec, spec, caller)
     check_fingerprint(state, caller)
+    if hasattr(state, "radii"):
+        check_numbers(state.radii, f"`{caller}` got a state that has the radii")
     w0 = resolve_anchor(spec, state.anchor, extra_args.get("anchor"), params)
     g, w = ([jnp.asarray(x) for x in spec.layout.constrained(tree)] for tree in (updates, params))
     return Problem(spec, updates, params, g, w, w0)

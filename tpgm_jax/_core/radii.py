@@ -45,6 +45,15 @@ def clip(radii: jax.Array, largest: jax.Array) -> jax.Array:
     return jnp.minimum(jnp.maximum(radii, SMALLEST), largest)
 
 
+def restart(
+    first: jax.Array, optimizer: optax.GradientTransformation, scaled: jax.Array, state: Any
+) -> Any:
+    """The optimizer's state: at the `first` step a new one for the radii `r / U`."""
+    start = optimizer.init(scaled)
+    check_optimizer_state(start, state, "radius_optimizer")
+    return select(first, start, state)
+
+
 def descend(
     optimizer: optax.GradientTransformationExtraArgs,
     gradient: jax.Array,
@@ -70,3 +79,13 @@ def descend(
     taken = all_finite([gradient]) & stays_finite(new, old)
     radii, optimizer_state = select(taken, new, old)
     return radii, optimizer_state, taken
+
+
+def check_optimizer_state(expected: Any, received: Any, argument: str) -> None:
+    """Raises if a state has not the structure of the state that the optimizer makes."""
+    if jax.tree.structure(received) != jax.tree.structure(expected):
+        raise ValueError(
+            f"the state was made with another `{argument}`, because its structure is "
+            f"{jax.tree.structure(received)}, where {jax.tree.structure(expected)} is expected: "
+            "build the transformation with the optimizer of the checkpoint, or call `init` again."
+        )

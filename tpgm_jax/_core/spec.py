@@ -35,6 +35,7 @@ class Spec:
         memory: whether the displacement is in the state.
         anchor_source: where `W0` comes from.
         layout: the leaves of the parameters, in order, with their rows and layers.
+        anchor_dtype: name of the dtype of the stored anchor; `None` for that of the parameters.
     """
 
     norm: str
@@ -42,6 +43,7 @@ class Spec:
     memory: str
     anchor_source: str
     layout: Layout
+    anchor_dtype: str | None = None
 
     def __post_init__(self):
         # Flax's serialization leaves a `Spec` out and restores the target's. This runs whenever a
@@ -63,8 +65,8 @@ class Spec:
     def __hash__(self) -> int:
         return hash(self._choices())
 
-    def _choices(self) -> tuple[str, ...]:
-        return self.norm, self.unit, self.memory, self.anchor_source
+    def _choices(self) -> tuple[str | None, ...]:
+        return self.norm, self.unit, self.memory, self.anchor_source, self.anchor_dtype
 
 
 class Options(NamedTuple):
@@ -95,11 +97,12 @@ class Options(NamedTuple):
     def spec(self, params: optax.Params) -> Spec:
         """The `Spec` of a state for `params`."""
         layout = make_layout(params, self.exclude, self.axes)
-        return Spec(self.norm, self.unit, self.memory, self.anchor, layout)
+        dtype = None if self.anchor_dtype is None else jnp.dtype(self.anchor_dtype).name
+        return Spec(self.norm, self.unit, self.memory, self.anchor, layout, dtype)
 
 
 def fingerprint(spec: Spec) -> jax.Array:
-    """Checksums of what `spec` determines, uint32 of shape `(8,)`."""
+    """Checksums of what `spec` determines, uint32 of shape `(9,)`."""
     return jnp.array([_checksum(x) for x in _values(spec).values()], jnp.uint32)
 
 
@@ -157,6 +160,7 @@ def _values(spec: Spec) -> dict[str, Any]:
         "`unit`": spec.unit,
         "`memory`": spec.memory,
         "`anchor`": spec.anchor_source,
+        "`anchor_dtype`": spec.anchor_dtype,
         "parameters": tuple((x.name, x.shape) for x in leaves),
         "constrained, by `exclude`": tuple((x.name, x.constrained) for x in leaves),
         "rows, by `axes`": tuple((x.name, x.rows) for x in leaves),

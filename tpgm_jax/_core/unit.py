@@ -57,7 +57,8 @@ def divisor(unit_size: jax.Array | Nothing, groups: int, dtype: jnp.dtype) -> ja
 def row_sums(anchor: jax.Array, tensor: Tensor, norm: str, dtype: jnp.dtype) -> jax.Array:
     """The sum over rows of `N(W0)`, or of its square for "l2", of `radius_shape`."""
     power = 1 if norm == "mars" else 2
-    sizes = norms(anchor.astype(dtype), tensor, norm) ** power
+    finite = jnp.where(jnp.isfinite(anchor), anchor, 0)
+    sizes = norms(finite.astype(dtype), tensor, norm) ** power
     return jnp.sum(sizes, axis=tensor.rows, keepdims=True)
 
 

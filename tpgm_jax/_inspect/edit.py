@@ -73,7 +73,8 @@ def set_anchor(
             changes["unit_size"] = _unit_size(state, changes["anchor"], params)
         if reset:
             # At step 0 the next update starts the radii and their optimizer anew.
-            fields = [x for x in ("step", "radii", "displacement") if hasattr(state, x)]
+            names = ("step", "radii", "row_norms", "displacement")
+            fields = [x for x in names if hasattr(state, x)]
             changes |= {x: jax.tree.map(_zeros, getattr(state, x)) for x in fields}
         return state._replace(**changes)
 

@@ -231,6 +231,12 @@ def _notes(state: Any, numbers: Numbers) -> Iterator[str]:
             "(or a radius step overflowed). If it goes on, look for the cause; inside "
             "`optax.MultiSteps`, pass `should_skip_update_fn=optax.skip_not_finite`"
         )
+    tensors = [tensor for tensor in state.spec.layout.tensors for _ in range(tensor.groups)]
+    # Norms are clamped to the largest float.
+    infinite = ~(numbers.size < np.finfo(np.float32).max)
+    if infinite.any():
+        names = list(dict.fromkeys(x.name for x, bad in zip(tensors, infinite, strict=True) if bad))
+        yield f"{table.listed(names)}: holds numbers that are not finite"
     if step > 1 and len(numbers.distance) and not np.any(numbers.distance):
         yield (
             "no tensor has moved from its anchor. Was the anchor replaced by the current "
@@ -238,7 +244,6 @@ def _notes(state: Any, numbers: Numbers) -> Iterator[str]:
         )
     if numbers.pulled_back is None or state.spec.anchor_source == "zero":
         return
-    tensors = [tensor for tensor in state.spec.layout.tensors for _ in range(tensor.groups)]
     # The mean of |W0|, or of its square, over the numbers of each group.
     sizes = np.array([np.prod(tensor.shape) / tensor.groups for tensor in tensors])
     kernels = np.array([bool(tensor.rows) for tensor in tensors], bool)

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import optax
 
-from tpgm_jax._core.names import leaves, match_by_name
+from tpgm_jax._core.anchor import check_numbers
+from tpgm_jax._core.names import by_name, is_nothing, leaves, match_by_name
 from tpgm_jax._core.spec import check_fingerprint
 
 
@@ -24,7 +25,8 @@ def check_state(opt_state: optax.OptState, params: optax.Params) -> None:
 
     Raises:
         ValueError: `opt_state` holds no state of this library; it was made with other options, and
-            the message says which; it belongs to another model, or to several models at once.
+            the message says which; it belongs to another model, or to several models at once;
+            there is NaN in an anchor or in the radii.
 
     Examples:
         >>> import jax, jax.numpy as jnp, optax, tpgm_jax
@@ -39,7 +41,12 @@ def check_state(opt_state: optax.OptState, params: optax.Params) -> None:
 options (`norm` was 'l2'). Build the transformation with the options of the checkpoint, and \
 restore again.
     """
-    checked_states(opt_state, params, "check_state")
+    for state in checked_states(opt_state, params, "check_state"):
+        for name, leaf in by_name((state.anchor, getattr(state, "radii", ()))).items():
+            if not is_nothing(leaf):
+                kind, _, rest = name.partition("/")
+                what = f"anchor of {rest!r}" if kind == "0" else "radii"
+                check_numbers(leaf, f"`check_state` got a state that has the {what}")
 
 
 def checked_states(opt_state: optax.OptState, params: optax.Params, caller: str) -> list[Any]:

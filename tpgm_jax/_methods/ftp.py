@@ -44,7 +44,7 @@ class FTPState(NamedTuple):
             shape `()`.
         spec: how the state was made: norm, unit, memory, rows, layers. Static.
         fingerprint: checksums of `spec`, so that a checkpoint made with other options is noticed;
-            uint32 of shape `(8,)`.
+            uint32 of shape `(9,)`.
     """
 
     step: jax.typing.ArrayLike
@@ -97,10 +97,10 @@ def ftp(
         optax.chain(optax.clip_by_global_norm(1.0), ftp(optax.adamw(1e-4)))
 
     A step is skipped if any number of its gradient is not finite. Then all parameters (the excluded
-    ones too), the radii, their optimizer and the displacement stay as they were, and `skipped` in
-    the state counts one more. The base optimizer gets zeros as its gradient, so its clock and its
-    moments advance. If the gradient is finite but the base optimizer's update is not, the entries
-    that are not finite count as 0.
+    ones too), the radii and their optimizer stay as they were, and `skipped` in the state counts
+    one more. The displacement becomes `W - W0`, which has the same direction up to rounding. The
+    base optimizer gets zeros as its gradient, so its clock and its moments advance. If the gradient
+    is finite but the base optimizer's update is not, the entries that are not finite count as 0.
 
     The radius optimizer's state is in the state as well, so `optax.tree.get(state, "count")` finds
     two counts. Separate them by `filtering=lambda path, _: "radius_state" not in
@@ -229,12 +229,11 @@ def ftp(
         # t = 1:  r = initial_radius. The recovered `c` is not 0 at the first step, but there was no
         # projection, so `h` is.
         initial = jnp.asarray(initial_radius, h.dtype) * unit_size
-        start = radius_base.init(initial / unit_size)
         # t > 1:  r = clip(r - adam(h), 1e-8, max over rows of n_t)
         r, radius_state, taken = _radii.descend(
             radius_base,
             jnp.where(first, 0.0, h).astype(h.dtype),
-            select(first, start, state.radius_state),
+            _radii.restart(first, radius_base, initial / unit_size, state.radius_state),
             jnp.where(first, initial, state.radii),
             unit_size,
         )
@@ -252,7 +251,7 @@ def ftp(
             spec=p.spec,
             base_state=base_state,
             radii=select(finite, clipped, state.radii),
-            row_norms=tuple(sizes),
+            row_norms=p.row_norms(state, sizes, update=finite | full),
             radius_state=select(finite, radius_state, state.radius_state),
             displacement=_displacement.store_displacement(p, stored, c) if full else stored,
             skipped=jnp.where(finite & taken, state.skipped, optax.safe_increment(state.skipped)),

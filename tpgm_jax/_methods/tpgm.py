@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from tpgm_jax._core import checks
+from tpgm_jax._core import radii as _radii
 from tpgm_jax._core.finite import all_finite, select, zero_unless
 from tpgm_jax._core.names import Nothing
 from tpgm_jax._core.problem import initial_fields, initial_radii, make_problem
@@ -209,8 +210,8 @@ def tpgm(
         # first update:  r = min over rows of N(c) / 2
         initial = p.gather(p.reduce_rows(jnp.min, sizes)) / 2
         radii = jnp.where(first, initial, state.radii)
-        start = radius_base.init(radii / unit_size)
-        carry = radii, select(first, start, state.radius_state), before
+        start = _radii.restart(first, radius_base, radii / unit_size, state.radius_state)
+        carry = radii, start, before
         if isinstance(every, int) and every == 1:
             carry = learn(carry)
         else:
@@ -225,7 +226,7 @@ def tpgm(
             spec=p.spec,
             base_state=base_state,
             radii=select(finite, p.gather(r), state.radii),
-            row_norms=tuple(sizes),
+            row_norms=p.row_norms(state, sizes, update=finite),
             radius_state=select(finite, radius_state, state.radius_state),
             skipped=jnp.where(finite, skipped, optax.safe_increment(before)),
         )
