@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 NUMERIC := golden reference random_trees projection ftp tpgm spd baselines compact interpolate \
 	anchors unit state hostile
 
-.PHONY: help demo pod test test-all test-optimized lint wheel docs bench bench-scaling bench-compact bench-robustness bench-tpu clean
+.PHONY: help demo pod test test-all test-optimized lint wheel docs bench bench-scaling bench-compact bench-robustness bench-tpu bench-gpu clean
 
 help:
 	@echo "make demo   fine-tune on handwritten digits: a table and results/demo/figure.png"
@@ -22,6 +22,7 @@ help:
 	@echo "make docs   the documentation, into results/docs/index.html"
 	@echo "make bench  what a step costs; make bench-scaling: how that grows"
 	@echo "make bench-robustness  the study of docs/study.md; make bench-tpu: programs for TPU pods, compiled"
+	@echo "make bench-gpu  kernels and memory traffic of programs for an H100, compiled without a GPU"
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
@@ -44,6 +45,17 @@ help:
 # 200 MB, and of use to nothing else; it asks for no other package.
 .venv/tpu: .venv/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'libtpu==0.0.42.*'
+	touch $@
+
+# An environment of its own, because every JAX program in it loads the plugin. 1 GB. The plugin must
+# have the version of jax, and both environments the same versions of jax and optax.
+VERSION = $(shell $(BIN)/python -c 'from importlib.metadata import version; print(version("$(1)"))')
+.venv-gpu/ready: .venv/demo
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[demo]' \
+		'jax==$(call VERSION,jax)' 'jaxlib==$(call VERSION,jaxlib)' 'optax==$(call VERSION,optax)'
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		'jax-cuda12-plugin==$(call VERSION,jax)' 'jax-cuda12-pjrt==$(call VERSION,jax)'
 	touch $@
 
 demo: .venv/demo
@@ -89,5 +101,8 @@ bench-robustness: .venv/test
 bench-tpu: .venv/tpu
 	$(BIN)/python -m benchmarks.tpu_compile $(ARGS)
 
+bench-gpu: .venv-gpu/ready
+	JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 .venv-gpu/bin/python -m benchmarks.gpu_compile $(ARGS)
+
 clean:
-	rm -rf .venv results dist build
+	rm -rf .venv .venv-gpu results dist build
