@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 NUMERIC := golden reference random_trees projection ftp tpgm spd baselines compact interpolate \
 	anchors unit state hostile
 
-.PHONY: help demo pod test test-all test-optimized lint wheel docs bench bench-scaling bench-compact bench-robustness bench-tpu bench-gpu clean
+.PHONY: help demo pod test test-all test-optimized lint wheel docs bench bench-scaling bench-compact bench-robustness bench-activity bench-tpu bench-gpu clean
 
 help:
 	@echo "make demo   fine-tune on handwritten digits: a table and results/demo/figure.png"
@@ -21,6 +21,7 @@ help:
 	@echo "make lint   ruff and pyright alone"
 	@echo "make docs   the documentation, into results/docs/index.html"
 	@echo "make bench  what a step costs; make bench-scaling: how that grows"
+	@echo "make bench-activity  at which learning rates FTP acts (docs/active.md)"
 	@echo "make bench-robustness  the study of docs/study.md; make bench-tpu: programs for TPU pods, compiled"
 	@echo "make bench-gpu  kernels and memory traffic of programs for an H100, compiled without a GPU"
 
@@ -97,6 +98,10 @@ bench-compact: .venv/test
 
 bench-robustness: .venv/test
 	$(BIN)/python -m benchmarks.robustness $(ARGS)
+
+bench-activity: .venv/test
+	$(BIN)/python -m benchmarks.activity $(ARGS)
+	$(BIN)/python -m benchmarks.embedding
 
 bench-tpu: .venv/tpu
 	$(BIN)/python -m benchmarks.tpu_compile $(ARGS)
