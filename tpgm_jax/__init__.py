@@ -36,5 +36,7 @@ from tpgm_jax import plot as plot  # isort: skip
 from tpgm_jax._core.axes import Axes as Axes  # isort: skip
 from tpgm_jax._core.axes import AxesSpec as AxesSpec  # isort: skip
 from tpgm_jax._core.names import Exclude as Exclude  # isort: skip
+from tpgm_jax._inspect.infer_axes import InferredAxes as InferredAxes  # isort: skip
+from tpgm_jax._inspect.infer_axes import infer_axes as infer_axes  # isort: skip
 
 __version__ = "0.1.0"
