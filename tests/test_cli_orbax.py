@@ -62,7 +62,7 @@ def test_every_leaf_type_and_driver_of_orbax(options, tmp_path, capsys, caplog):
 
 @pytest.mark.parametrize("options", [{}, {"use_ocdbt": False}], ids=["database", "directories"])
 @pytest.mark.filterwarnings("ignore")
-def test_arrays_of_4_bits_are_copied_and_compared(options, tmp_path, capsys):
+def test_arrays_of_4_bits_are_compared_and_copied_if_they_are_equal(options, tmp_path, capsys):
     def narrow(x):  # NumPy has no 4-bit numbers
         return jnp.zeros(5000, jnp.int4).at[2500].set(x)
 
@@ -70,11 +70,13 @@ def test_arrays_of_4_bits_are_copied_and_compared(options, tmp_path, capsys):
     checkpointer = ocp.PyTreeCheckpointer(**options)
     for seed, path in enumerate(paths[:2]):
         checkpointer.save(path, {"w": np.full(3, seed, np.float32), "narrow": narrow(seed)})
-    assert "not measured (int4), different" in command(capsys, "compare", *paths[:2])[1]
+    assert "not measured (int4, quantized), different" in command(capsys, "compare", *paths[:2])[1]
     args = ("project", *paths[:2], "--alpha", 0.5, "-o", paths[2])
-    assert command(capsys, *args)[0] == 0
+    code, _, err = command(capsys, *args)
+    assert (code, "Dequantize" in err) == (2, True)
+    assert command(capsys, *args, "--exclude", "narrow")[0] == 0
     np.testing.assert_array_equal(checkpointer.restore(paths[2])["narrow"], narrow(1))
-    assert "not measured (int4), the same" in command(capsys, "compare", *paths[1:])[1]
+    assert "not measured (int4, quantized), the same" in command(capsys, "compare", *paths[1:])[1]
 
 
 def test_a_read_only_directory_is_copied(tmp_path, capsys):

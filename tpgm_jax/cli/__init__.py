@@ -7,6 +7,7 @@
     _safetensors, _msgpack, _npz, _orbax    the formats, through their own libraries
     _open                  detection of the format
     _output                atomic output, and signals
+    _kinds                 what a tensor is: quantized, statistic, training state
     _row_rule, _rows       selection of tensors and their axes
     _match                 two checkpoints, matched by name
     _numbers               the arithmetic, in NumPy

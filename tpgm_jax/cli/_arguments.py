@@ -112,6 +112,9 @@ def _command(commands, name: str, summary: str, epilog: str) -> argparse.Argumen
         metavar="REGEX",
         help="skip tensors whose whole name matches; may be repeated",
     )
+    command.add_argument(
+        "--all", action="store_true", help="treat training state (Adam's moments) like weights"
+    )
     command.add_argument("--json", action="store_true", help="print only JSON")
     command.add_argument("--quiet", action="store_true", help="show no progress")
     return command

@@ -81,8 +81,9 @@ class Comparison(NamedTuple):
     @property
     def unjudged(self) -> list[str]:
         """Names of weights that differ in a way that was not measured."""
+        names = {*set().union(*self.match.quantized), *self.match.kinds}
         every = not self.measurements
-        return [x for x in self.others if every or x in self.match.kinds]
+        return [x for x, (_, same) in self.others.items() if every or (x in names and not same)]
 
     def ordered(self, sort: str, top: int | None) -> list[Measurement]:
         if sort == "name":

@@ -68,7 +68,7 @@ def compare(args: argparse.Namespace, signals: Signals) -> int:
         check_plot(args.plot)
         target = check_output(args.plot, [args.pretrained, args.finetuned], force=True)
     with _open_both(args) as (pretrained, finetuned):
-        found = match(pretrained.entries, finetuned.entries, args.exclude)
+        found = match(pretrained.entries, finetuned.entries, args.exclude, args.all)
         parts = _tensors(args, finetuned, found)
         with _progress(args, finetuned, signals) as progress:
             measured = _compare.compare(pretrained, finetuned, found, parts, progress)
@@ -100,8 +100,8 @@ def project(args: argparse.Namespace, signals: Signals) -> int:
     target = check_output(args.out, [args.pretrained, args.finetuned], args.force)
     with _open_both(args) as (pretrained, finetuned):
         _check_suffix(args.out, finetuned)
-        found = match(pretrained.entries, finetuned.entries, args.exclude)
-        _project.check_match(found)
+        found = match(pretrained.entries, finetuned.entries, args.exclude, args.all)
+        _project.check_match(pretrained, finetuned, found)
         if args.alpha is not None:
             movable = numeric(found, finetuned.entries, ("float", "complex"))
             move = _project.interpolation(args.alpha)

@@ -7,11 +7,12 @@ import numpy as np
 
 from tpgm_jax._core.names import natural_order
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry
+from tpgm_jax.cli._kinds import is_statistic, quantized_groups, training_state
 from tpgm_jax.cli._rows import excluded_names
 
 
 class Match(NamedTuple):
-    """Entries of two checkpoints. Excluded entries are in no other field.
+    """Entries of two checkpoints. Excluded entries and training state are in no other field.
 
     Attributes:
         common: names in both, with equal shapes, in natural order.
@@ -21,7 +22,10 @@ class Match(NamedTuple):
         dtypes: name to both dtypes, for names in both whose dtypes differ.
         kinds: name to both dtypes, for names of which one is floating point and the other is not,
             or one complex and the other not.
+        quantized: groups of names that mean numbers only together, such as integers and a scale.
+        statistics: names of statistics and buffers in floating point.
         excluded: names that `--exclude` matched, in natural order.
+        training: names of training state, in natural order.
     """
 
     common: list[str]
@@ -30,7 +34,10 @@ class Match(NamedTuple):
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     dtypes: dict[str, tuple[str, str]]
     kinds: dict[str, tuple[str, str]]
+    quantized: list[frozenset[str]]
+    statistics: list[str]
     excluded: list[str]
+    training: list[str]
 
     @property
     def same(self) -> bool:
@@ -47,26 +54,35 @@ class Match(NamedTuple):
             "only_finetuned": self.only_finetuned,
             "shapes_differ": pairs(self.shapes),
             "dtypes_differ": pairs(self.dtypes),
+            "quantized": sorted(set().union(*self.quantized)),
+            "statistics": self.statistics,
             "excluded": self.excluded,
+            "training_state": self.training,
         }
 
 
-def match(old: Mapping[str, Entry], new: Mapping[str, Entry], exclude: Sequence[str]) -> Match:
+def match(
+    old: Mapping[str, Entry], new: Mapping[str, Entry], exclude: Sequence[str], everything: bool
+) -> Match:
     """Matches the entries of the pre-trained (`old`) and the fine-tuned (`new`) checkpoint.
 
     Args:
         old: entries of the pre-trained checkpoint.
         new: entries of the fine-tuned checkpoint.
         exclude: patterns of `--exclude`.
+        everything: whether to keep training state.
     """
     names = list(dict.fromkeys([*new, *old]))
     excluded = excluded_names(exclude, names)
-    both = [(x, old[x], new[x]) for x in new if x in old and x not in excluded]
+    training = set() if everything else training_state(names) - excluded
+    skipped = excluded | training
+    both = [(x, old[x], new[x]) for x in new if x in old and x not in skipped]
+    groups = {frozenset(x) - skipped for x in (*quantized_groups(old), *quantized_groups(new))}
     common = natural_order(sorted(name for name, w0, w in both if w0.shape == w.shape))
     return Match(
         common=common,
-        only_pretrained=[x for x in old if x not in new and x not in excluded],
-        only_finetuned=[x for x in new if x not in old and x not in excluded],
+        only_pretrained=[x for x in old if x not in new and x not in skipped],
+        only_finetuned=[x for x in new if x not in old and x not in skipped],
         shapes={x: (w0.shape, w.shape) for x, w0, w in both if w0.shape != w.shape},
         dtypes={x: (w0.label, w.label) for x, w0, w in both if w0.label != w.label},
         kinds={
@@ -74,14 +90,17 @@ def match(old: Mapping[str, Entry], new: Mapping[str, Entry], exclude: Sequence[
             for x, w0, w in both
             if w0.kind != w.kind and (w0.movable or w.movable)
         },
+        quantized=sorted(filter(None, groups), key=min),
+        statistics=[x for x in common if new[x].movable and is_statistic(x)],
         excluded=natural_order(sorted(excluded)),
+        training=natural_order(sorted(training)),
     )
 
 
 def numeric(found: Match, new: Mapping[str, Entry], kinds: Collection[str]) -> set[str]:
-    """Names of the common tensors of these kinds ("float", "complex") in both."""
-    common = (x for x in found.common if new[x].kind in kinds and 0 not in new[x].shape)
-    return set(common) - found.kinds.keys()
+    """Names of the common tensors of these kinds ("float", "complex") that stand for themselves."""
+    rest = {*found.kinds, *set().union(*found.quantized)}
+    return {x for x in found.common if new[x].kind in kinds and 0 not in new[x].shape} - rest
 
 
 def different(pretrained: Checkpoint, finetuned: Checkpoint, name: str) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from tpgm_jax._core.axes import Tensor
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry
 from tpgm_jax.cli._errors import CommandError
-from tpgm_jax.cli._match import Match, Progress
+from tpgm_jax.cli._match import Match, Progress, different
 from tpgm_jax.cli._numbers import (
     all_finite,
     anchor_sums,
@@ -34,6 +34,7 @@ class Report(NamedTuple):
         copied: name to reason, for tensors copied from the fine-tuned checkpoint.
         left_out: names that only the pre-trained checkpoint has.
         not_finite: moved tensors that contain NaN or infinity.
+        statistics: moved tensors that are statistics or buffers.
         notes: lines for the user.
     """
 
@@ -43,6 +44,7 @@ class Report(NamedTuple):
     copied: dict[str, str]
     left_out: list[str]
     not_finite: list[str]
+    statistics: list[str]
     notes: list[str]
 
     def as_json(self) -> dict[str, Any]:
@@ -52,8 +54,12 @@ class Report(NamedTuple):
         by_reason: dict[str, list[str]] = {}
         for name, reason in self.copied.items():
             by_reason.setdefault(f"copied, {reason}", []).append(name)
+        moved = set(self.moved)
         by_reason["left out, only in PRETRAINED"] = self.left_out
         by_reason["not finite"] = self.not_finite
+        by_reason["statistic or buffer, moved like a weight unless excluded"] = [
+            x for x in self.statistics if x in moved
+        ]
         lines = [
             f"{self.out}: {plural(len(self.moved), 'tensor')} {verb}, {len(self.changed)} changed."
         ]
@@ -61,11 +67,11 @@ class Report(NamedTuple):
         return "\n".join([*lines, *self.notes]) + "\n"
 
 
-def check_match(found: Match) -> None:
+def check_match(pretrained: Checkpoint, finetuned: Checkpoint, found: Match) -> None:
     """Checks that the new numbers would make sense.
 
     Raises:
-        CommandError: shapes or kinds of dtype differ; names do not match.
+        CommandError: shapes or kinds of dtype differ; names do not match; quantized weights differ.
     """
     exclude = "pass --exclude with its name to copy it from FINETUNED, or pass "
     for name, (w0, w) in found.shapes.items():
@@ -80,6 +86,16 @@ def check_match(found: Match) -> None:
             "PRETRAINED and FINETUNED do not have the same names, but "
             f"{examples}: rename the parameters, or pass checkpoints of one model."
         )
+    for group in found.quantized:
+        changed = sorted(x for x in group if different(pretrained, finetuned, x))
+        if changed:
+            label = {**pretrained.entries, **finetuned.entries}[changed[0]].label
+            raise CommandError(
+                f"{printable(changed[0])!r} ({label}) cannot be moved, because it is part of "
+                f"quantized weights or an integer matrix ({printable(', '.join(sorted(group)))}) "
+                "and differs: its numbers mean nothing on their own. Dequantize both checkpoints "
+                "first, or pass --exclude with the names to copy them from FINETUNED."
+            )
     for name, (w0, w) in found.kinds.items():
         raise CommandError(
             f"{printable(name)!r} cannot be moved, because it is {printable(w0)} in PRETRAINED and "
@@ -139,9 +155,10 @@ def project(
         out: the path to show in the report.
         progress: called with the number of bytes processed.
     """
-    report = Report(out, [], [], {}, found.only_pretrained, [], [])
+    report = Report(out, [], [], {}, found.only_pretrained, [], found.statistics, [])
     reasons = {
         **dict.fromkeys(found.only_finetuned, "only in FINETUNED"),
+        **dict.fromkeys(found.training, "training state"),
         **dict.fromkeys(found.excluded, "excluded"),
     }
 

@@ -62,17 +62,23 @@ def _notes(comparison: Comparison) -> list[str]:
     lines += listed("only in FINETUNED", found.only_finetuned)
     for kind, pairs in (("shapes", found.shapes), ("dtypes", found.dtypes)):
         lines += [f"{kind} differ: {printable(k)}: {x} and {y}" for k, (x, y) in pairs.items()]
+    quantized = set().union(*found.quantized)
     not_measured: dict[str, list[str]] = {}
     for name, (entry, same) in comparison.others.items():
+        label = ", quantized" if name in quantized else ""
         state = "the same" if same else "different"
-        heading = f"not measured ({printable(entry.label)}), {state}"
+        heading = f"not measured ({printable(entry.label)}{label}), {state}"
         not_measured.setdefault(heading, []).append(name)
     for heading, names in not_measured.items():
         lines += listed(heading, names)
+    lines += listed("statistic or buffer, measured unless excluded", found.statistics)
     for x in comparison.measurements:
         if x.distance.not_finite:
             count = plural(x.distance.not_finite, "number")
             lines.append(f"not finite: {count} of {printable(x.entry.name)}")
+    if found.training:
+        count = plural(len(found.training), "tensor")
+        lines.append(f"left out, training state (--all measures it): {count}")
     if found.excluded:
         lines.append(f"excluded: {plural(len(found.excluded), 'tensor')}")
     return lines
