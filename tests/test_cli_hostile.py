@@ -312,7 +312,7 @@ def test_missing_paths_and_wrong_kinds_of_file_are_refused(tmp_path, capsys):
         (tmp_path / "fifo", "neither a file nor a directory"),
         (
             tmp_path,
-            "is not a checkpoint, because neither it nor a directory in it has "
+            "is not a checkpoint, because neither it nor a directory in it has safetensors or "
             f"Orbax's file _METADATA: name the file, such as {good}",
         ),
     ):

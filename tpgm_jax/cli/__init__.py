@@ -4,7 +4,7 @@
 
     _errors, _text         errors, and escaping of names
     _checkpoint            the interface of a checkpoint: entries, read one at a time; bounds
-    _safetensors, _msgpack, _npz, _orbax    the formats, through their own libraries
+    _safetensors, _folder, _msgpack, _npz, _orbax    the formats, through their own libraries
     _open                  detection of the format
     _output                atomic output, and signals
     _kinds                 what a tensor is: quantized, statistic, training state

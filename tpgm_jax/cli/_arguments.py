@@ -18,14 +18,14 @@ exit codes:
   130  interrupted; 141: the output pipe was closed; 143: terminated
 """
 FILES = """\
-checkpoints: safetensors, flax msgpack, npz, or an Orbax directory, detected by content.
-Pickles (.pt, .bin, .pkl) are never loaded.
+checkpoints: safetensors (a file, a Hugging Face folder or its index), flax msgpack, npz, or an
+Orbax directory, detected by content. Pickles (.pt, .bin, .pkl) are never loaded.
 """
 COMPARE = f"""\
 {FILES}
 examples:
   tpgm-jax compare pretrained.safetensors finetuned.safetensors
-  tpgm-jax compare a.safetensors b.safetensors --sort relative --top 10 --max-relative 0.1
+  tpgm-jax compare bert-base/ my-bert/ --sort relative --top 10 --max-relative 0.1
   tpgm-jax compare pretrained/ finetuned/ --exclude 'head/.*' --plot distances.png
   tpgm-jax compare a.msgpack b.msgpack --axes 'layers/.*=auto,0'     # stacked layers
   tpgm-jax compare a.npz b.npz --json | jq '.tensors[] | select(.relative > 0.1) | .name'

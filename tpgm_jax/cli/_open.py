@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tpgm_jax.cli._checkpoint import Checkpoint
 from tpgm_jax.cli._errors import CommandError
+from tpgm_jax.cli._folder import INDEX, find_weights, open_folder
 from tpgm_jax.cli._msgpack import open_msgpack
 from tpgm_jax.cli._npz import open_npz, pickle_message
 from tpgm_jax.cli._orbax import find_item, open_orbax
@@ -14,7 +15,10 @@ from tpgm_jax.cli._safetensors import Safetensors
 from tpgm_jax.cli._text import printable
 
 SUFFIXES = (".safetensors", ".msgpack", ".npz")
-FORMATS = "safetensors, flax msgpack, npz, or an Orbax directory"
+FORMATS = (
+    "safetensors (a file, a Hugging Face folder or its index), flax msgpack, npz, or an Orbax "
+    "directory"
+)
 # How files of other formats begin.
 OTHERS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file: run `git lfs pull`",
@@ -27,7 +31,7 @@ OTHERS = {
     b"\xfd7zXZ": "compressed with xz: unpack it first",
     b"<": "a web page (HTML or XML): fetch the file itself",
     b"\x08": "ONNX or another protocol buffer: export the weights with safetensors",
-    b"{": "JSON: pass the weights",
+    b"{": f"JSON, and not named *{INDEX}: pass the folder or the weights",
 }
 
 
@@ -60,6 +64,8 @@ def _open(path: Path) -> Checkpoint:
         raise CommandError(
             f"{path} cannot be read, because it is neither a file nor a directory: pass {FORMATS}."
         )
+    if path.name.endswith(INDEX):
+        return open_folder(path, path)
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -74,7 +80,7 @@ def _open(path: Path) -> Checkpoint:
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         if head.startswith(b"version https://git-lfs"):
             raise _other(path, OTHERS[b"version https://git-lfs"])
-        return Safetensors(path)
+        return Safetensors(path, [path])
     for magic, what in OTHERS.items():
         if head.startswith(magic):
             raise _other(path, what)
@@ -95,13 +101,16 @@ def _open_directory(path: Path) -> Checkpoint:
     item = find_item(path)
     if item is not None:
         return open_orbax(path, item)
+    weights = find_weights(path)
+    if weights is not None:
+        return open_folder(path, weights)
     if (path / "saved_model.pb").exists() or any(path.glob("*.index")):
         raise _other(path, "a TensorFlow checkpoint: load it with TensorFlow and save safetensors")
     if (path / ".zgroup").exists() or (path / "zarr.json").exists():
         raise _other(path, "a zarr group: restore it with the library that wrote it")
-    files = sorted(x for x in path.iterdir() if x.suffix in (*SUFFIXES, ".bin", ".h5"))
+    files = sorted(x for x in path.iterdir() if x.suffix in (".msgpack", ".npz", ".bin", ".h5"))
     raise CommandError(
-        f"{path} is not a checkpoint, because neither it nor a directory in it has Orbax's "
-        "file _METADATA: name the "
+        f"{path} is not a checkpoint, because neither it nor a directory in it has safetensors or "
+        "Orbax's file _METADATA: name the "
         + (f"file, such as {printable(str(files[0]))}." if files else f"step, such as {path}/1000.")
     )

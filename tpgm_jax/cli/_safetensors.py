@@ -1,6 +1,6 @@
-"""Safetensors: a JSON header, followed by the bytes of the tensors.
+"""Safetensors, in one file or in the shards of a Hugging Face folder.
 
-The library reads and checks the header: it must fit in the file, and its ranges must cover the
+The library reads and checks each header: it must fit in the file, and its ranges must cover the
 rest of the file without gaps or overlaps and match shapes and dtypes. The bytes are then read at
 these ranges, not through the library's memory map, because mapped pages count as memory of the
 process. The library can only write all tensors at once, so a copy is the old header followed by the
@@ -8,6 +8,7 @@ bytes of the tensors.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -35,33 +36,66 @@ _PACKED_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 
 
 class Safetensors(Checkpoint):
+    """One or more safetensors files.
+
+    Args:
+        path: the path to show.
+        files: the files.
+        finish: `None` for a single file. Otherwise `save` writes a folder and then calls `finish`
+            with it, which adds the other files and returns notes for the user.
+    """
+
     kind = KIND
 
-    def __init__(self, path: Path):
-        found = _entries(path)
-        self._starts = {entry.name: start for entry, start in found}
-        super().__init__(path, [entry for entry, _ in found])
+    def __init__(
+        self,
+        path: Path,
+        files: Sequence[Path],
+        finish: Callable[[Path], list[str]] | None = None,
+    ):
+        self._files, self._finish = files, finish
+        self._starts: dict[str, tuple[Path, int]] = {}
+        self._shards: dict[Path, list[Entry]] = {}
+        for file in files:
+            self._shards[file] = shard = []
+            for entry, start in _entries(file):
+                shard.append(entry)
+                self._starts[entry.name] = (file, start)
+        super().__init__(path, [x for shard in self._shards.values() for x in shard])
+
+    @property
+    def shards(self) -> dict[str, str]:
+        """Name of each tensor to name of its file."""
+        return {name: file.name for name, (file, _) in self._starts.items()}
 
     def read(self, name: str) -> np.ndarray:
-        entry = self.entries[name]
-        data = np.fromfile(self.path, np.uint8, entry.size, offset=self._starts[name])
+        (file, start), entry = self._starts[name], self.entries[name]
+        data = np.fromfile(file, np.uint8, entry.size, offset=start)
         if data.size < entry.size:
             raise CommandError(
-                f"{self.path} cannot be read, because it became shorter meanwhile: run this again "
-                "when no other program writes to it."
+                f"{file} cannot be read, because it became shorter meanwhile: run this again when "
+                "no other program writes to it."
             )
         return data if entry.dtype is None else data.view(entry.dtype).reshape(entry.shape)
 
     def save(self, target: Path, replacement: Replacement) -> list[str]:
-        with self.path.open("rb") as old, target.open("xb") as out:
+        if self._finish is None:
+            self._write(self._files[0], target, replacement)
+            return []
+        target.mkdir()
+        for file in self._files:
+            self._write(file, target / file.name, replacement)
+        return self._finish(target)
+
+    def _write(self, file: Path, target: Path, replacement: Replacement) -> None:
+        with file.open("rb") as old, target.open("xb") as out:
             length = old.read(8)
             out.write(length + old.read(int.from_bytes(length, "little")))
-            for entry in self.entries.values():
+            for entry in self._shards[file]:
                 new = replacement(entry)
                 new = self.read(entry.name) if new is None else new
                 out.write(np.ascontiguousarray(new).reshape(-1).view(np.uint8).data)
                 del new  # before the next one is read
-        return []
 
 
 def _entries(path: Path) -> list[tuple[Entry, int]]:
