@@ -9,7 +9,7 @@
     _output                atomic output, and signals
     _kinds                 what a tensor is: quantized, statistic, training state
     _row_rule, _rows       selection of tensors and their axes
-    _match                 two checkpoints, matched by name
+    _match, _rename        two checkpoints, matched by name
     _numbers               the arithmetic, in NumPy
     _compare, _project     distances; new weights
     _table, _plot           output

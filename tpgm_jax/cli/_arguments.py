@@ -113,6 +113,13 @@ def _command(commands, name: str, summary: str, epilog: str) -> argparse.Argumen
         help="skip tensors whose whole name matches; may be repeated",
     )
     command.add_argument(
+        "--rename",
+        action="append",
+        default=[],
+        metavar="s/REGEX/NEW/",
+        help="match names of both after this substitution; may be repeated",
+    )
+    command.add_argument(
         "--all", action="store_true", help="treat training state (Adam's moments) like weights"
     )
     command.add_argument("--json", action="store_true", help="print only JSON")

@@ -55,12 +55,16 @@ class Comparison(NamedTuple):
         match: entries of both checkpoints, matched by name.
         measurements: tensors and their distances, in natural order.
         others: name to entry and equality, for common entries that were not measured.
+        hint: a proposal for `--rename`, or "".
+        renamed: how many names `--rename` matched.
         limit: the largest relative distance that is allowed, or `None`.
     """
 
     match: Match
     measurements: list[Measurement]
     others: dict[str, tuple[Entry, bool]]
+    hint: str
+    renamed: int
     limit: float | None
 
     @property
@@ -113,6 +117,8 @@ class Comparison(NamedTuple):
                 {"name": name, "shape": entry.shape, "dtype": entry.label, "same": same}
                 for name, (entry, same) in self.others.items()
             ],
+            "rename": self.hint,
+            "renamed": self.renamed,
             "totals": self.totals(),
             "verdict": {
                 "farthest": farthest and farthest.entry.name,

@@ -20,6 +20,7 @@ from tpgm_jax.cli._match import Match, match, numeric
 from tpgm_jax.cli._open import SUFFIXES, open_checkpoint
 from tpgm_jax.cli._output import Signals, check_output, write_atomically
 from tpgm_jax.cli._plot import check_plot, plot
+from tpgm_jax.cli._rename import proposal, rename
 from tpgm_jax.cli._rows import parse_axes, tensors
 from tpgm_jax.cli._table import table
 from tpgm_jax.cli._text import printable
@@ -67,12 +68,13 @@ def compare(args: argparse.Namespace, signals: Signals) -> int:
         kind = args.plot.suffix
         check_plot(args.plot)
         target = check_output(args.plot, [args.pretrained, args.finetuned], force=True)
-    with _open_both(args) as (pretrained, finetuned):
+    with _open_both(args) as (pretrained, finetuned, renamed):
         found = match(pretrained.entries, finetuned.entries, args.exclude, args.all)
         parts = _tensors(args, finetuned, found)
         with _progress(args, finetuned, signals) as progress:
             measured = _compare.compare(pretrained, finetuned, found, parts, progress)
-        result = _compare.Comparison(found, *measured, args.max_relative)
+        hint = proposal(found, pretrained.entries, finetuned.entries)
+        result = _compare.Comparison(found, *measured, hint, renamed, args.max_relative)
     if target is not None:
         with write_atomically(target, True, signals) as temporary:
             plot(result.measurements, temporary, kind)
@@ -98,10 +100,11 @@ def project(args: argparse.Namespace, signals: Signals) -> int:
             "number by the same fraction: leave them out."
         )
     target = check_output(args.out, [args.pretrained, args.finetuned], args.force)
-    with _open_both(args) as (pretrained, finetuned):
+    with _open_both(args) as (pretrained, finetuned, renamed):
         _check_suffix(args.out, finetuned)
         found = match(pretrained.entries, finetuned.entries, args.exclude, args.all)
-        _project.check_match(pretrained, finetuned, found)
+        hint = proposal(found, pretrained.entries, finetuned.entries)
+        _project.check_match(pretrained, finetuned, found, hint)
         if args.alpha is not None:
             movable = numeric(found, finetuned.entries, ("float", "complex"))
             move = _project.interpolation(args.alpha)
@@ -116,6 +119,8 @@ def project(args: argparse.Namespace, signals: Signals) -> int:
             report = _project.project(
                 pretrained, finetuned, found, movable, move, temporary, args.out, progress
             )
+    if renamed:
+        report.notes.append(f"matched by --rename: {renamed} names")
     if args.json:
         _print_json(report.as_json())
     else:
@@ -124,11 +129,12 @@ def project(args: argparse.Namespace, signals: Signals) -> int:
 
 
 @contextmanager
-def _open_both(args: argparse.Namespace) -> Iterator[tuple[Checkpoint, Checkpoint]]:
+def _open_both(args: argparse.Namespace) -> Iterator[tuple[Checkpoint, Checkpoint, int]]:
     with ExitStack() as stack:
         paths = (args.pretrained, args.finetuned)
         pretrained, finetuned = (stack.enter_context(open_checkpoint(path)) for path in paths)
-        yield pretrained, finetuned
+        pretrained, renamed = rename(pretrained, finetuned, args.rename)
+        yield pretrained, finetuned, renamed
 
 
 def _tensors(args: argparse.Namespace, finetuned: Checkpoint, found: Match) -> dict[str, Tensor]:

@@ -67,7 +67,7 @@ class Report(NamedTuple):
         return "\n".join([*lines, *self.notes]) + "\n"
 
 
-def check_match(pretrained: Checkpoint, finetuned: Checkpoint, found: Match) -> None:
+def check_match(pretrained: Checkpoint, finetuned: Checkpoint, found: Match, hint: str) -> None:
     """Checks that the new numbers would make sense.
 
     Raises:
@@ -79,12 +79,12 @@ def check_match(pretrained: Checkpoint, finetuned: Checkpoint, found: Match) -> 
             f"{printable(name)!r} cannot be moved, because it has shape {w0} in PRETRAINED and {w} "
             f"in FINETUNED: {exclude}checkpoints of one model."
         )
-    if not found.common:
+    if hint or not found.common:
         names = [x[0] for x in (found.only_pretrained, found.only_finetuned) if x]
         examples = " and ".join(repr(printable(name)) for name in names) or "nothing"
         raise CommandError(
             "PRETRAINED and FINETUNED do not have the same names, but "
-            f"{examples}: rename the parameters, or pass checkpoints of one model."
+            f"{examples}: {hint or 'rename the parameters, or pass checkpoints of one model'}."
         )
     for group in found.quantized:
         changed = sorted(x for x in group if different(pretrained, finetuned, x))

@@ -60,6 +60,10 @@ def _notes(comparison: Comparison) -> list[str]:
     found, lines = comparison.match, []
     lines += listed("only in PRETRAINED", found.only_pretrained)
     lines += listed("only in FINETUNED", found.only_finetuned)
+    if comparison.hint:
+        lines.append(f"names: {comparison.hint}")
+    if comparison.renamed:
+        lines.append(f"matched by --rename: {plural(comparison.renamed, 'name')}")
     for kind, pairs in (("shapes", found.shapes), ("dtypes", found.dtypes)):
         lines += [f"{kind} differ: {printable(k)}: {x} and {y}" for k, (x, y) in pairs.items()]
     quantized = set().union(*found.quantized)
