@@ -131,8 +131,9 @@ def _add_rows(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--rows",
         choices=ROWS,
-        help="axis of output units: the first for names that end in weight (PyTorch, Equinox) "
-        "and Flax's for all others (auto, the default), or always the first or the last",
+        help="axis of output units: the first for names that end in weight (PyTorch, Equinox; the "
+        "last for GPT-2's Conv1D) and Flax's for all others (auto, the default), or always the "
+        "first or the last",
     )
     command.add_argument(
         "--axes",

@@ -55,6 +55,7 @@ class Comparison(NamedTuple):
         match: entries of both checkpoints, matched by name.
         measurements: tensors and their distances, in natural order.
         others: name to entry and equality, for common entries that were not measured.
+        outputs_last: names of weights taken for GPT-2's `Conv1D`.
         hint: a proposal for `--rename`, or "".
         renamed: how many names `--rename` matched.
         limit: the largest relative distance that is allowed, or `None`.
@@ -63,6 +64,7 @@ class Comparison(NamedTuple):
     match: Match
     measurements: list[Measurement]
     others: dict[str, tuple[Entry, bool]]
+    outputs_last: list[str]
     hint: str
     renamed: int
     limit: float | None
@@ -117,6 +119,7 @@ class Comparison(NamedTuple):
                 {"name": name, "shape": entry.shape, "dtype": entry.label, "same": same}
                 for name, (entry, same) in self.others.items()
             ],
+            "outputs_last": self.outputs_last,
             "rename": self.hint,
             "renamed": self.renamed,
             "totals": self.totals(),

@@ -21,6 +21,7 @@ from tpgm_jax.cli._open import SUFFIXES, open_checkpoint
 from tpgm_jax.cli._output import Signals, check_output, write_atomically
 from tpgm_jax.cli._plot import check_plot, plot
 from tpgm_jax.cli._rename import proposal, rename
+from tpgm_jax.cli._row_rule import weight_rows
 from tpgm_jax.cli._rows import parse_axes, tensors
 from tpgm_jax.cli._table import table
 from tpgm_jax.cli._text import printable
@@ -70,11 +71,13 @@ def compare(args: argparse.Namespace, signals: Signals) -> int:
         target = check_output(args.plot, [args.pretrained, args.finetuned], force=True)
     with _open_both(args) as (pretrained, finetuned, renamed):
         found = match(pretrained.entries, finetuned.entries, args.exclude, args.all)
-        parts = _tensors(args, finetuned, found)
+        parts, outputs_last = _tensors(args, finetuned, found)
         with _progress(args, finetuned, signals) as progress:
             measured = _compare.compare(pretrained, finetuned, found, parts, progress)
         hint = proposal(found, pretrained.entries, finetuned.entries)
-        result = _compare.Comparison(found, *measured, hint, renamed, args.max_relative)
+        result = _compare.Comparison(
+            found, *measured, outputs_last, hint, renamed, args.max_relative
+        )
     if target is not None:
         with write_atomically(target, True, signals) as temporary:
             plot(result.measurements, temporary, kind)
@@ -105,11 +108,12 @@ def project(args: argparse.Namespace, signals: Signals) -> int:
         found = match(pretrained.entries, finetuned.entries, args.exclude, args.all)
         hint = proposal(found, pretrained.entries, finetuned.entries)
         _project.check_match(pretrained, finetuned, found, hint)
+        outputs_last: list[str] = []
         if args.alpha is not None:
             movable = numeric(found, finetuned.entries, ("float", "complex"))
             move = _project.interpolation(args.alpha)
         else:
-            parts = _tensors(args, finetuned, found)
+            parts, outputs_last = _tensors(args, finetuned, found)
             movable, norm, unit = set(parts), args.norm or "mars", args.unit or "norm"
             move = _project.projection(args.radius, norm, unit, parts, pretrained)
         with (
@@ -121,6 +125,8 @@ def project(args: argparse.Namespace, signals: Signals) -> int:
             )
     if renamed:
         report.notes.append(f"matched by --rename: {renamed} names")
+    if outputs_last:
+        report.notes.append(f"outputs last, as in GPT-2's Conv1D: {len(outputs_last)} weights")
     if args.json:
         _print_json(report.as_json())
     else:
@@ -137,10 +143,15 @@ def _open_both(args: argparse.Namespace) -> Iterator[tuple[Checkpoint, Checkpoin
         yield pretrained, finetuned, renamed
 
 
-def _tensors(args: argparse.Namespace, finetuned: Checkpoint, found: Match) -> dict[str, Tensor]:
-    """Rows and layers of the tensors to measure."""
+def _tensors(
+    args: argparse.Namespace, finetuned: Checkpoint, found: Match
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Rows and layers of the tensors to measure, and which are taken for GPT-2's `Conv1D`."""
     rows, axes = args.rows or "auto", [parse_axes(text) for text in args.axes]
-    return tensors(finetuned.entries, numeric(found, finetuned.entries, ("float",)), rows, axes)
+    parts = tensors(finetuned.entries, numeric(found, finetuned.entries, ("float",)), rows, axes)
+    by_weight = weight_rows({name: part.shape for name, part in parts.items()})
+    last = [x for x, row in by_weight.items() if row == -1 and parts[x].rows == (1,)]
+    return parts, last if rows == "auto" else []
 
 
 def _check_number(value: Any, argument: str, check: Callable[[Any, str], None]) -> None:

@@ -80,6 +80,8 @@ def _notes(comparison: Comparison) -> list[str]:
         if x.distance.not_finite:
             count = plural(x.distance.not_finite, "number")
             lines.append(f"not finite: {count} of {printable(x.entry.name)}")
+    if comparison.outputs_last:
+        lines += listed("outputs last, as in GPT-2's Conv1D", comparison.outputs_last, 1)
     if found.training:
         count = plural(len(found.training), "tensor")
         lines.append(f"left out, training state (--all measures it): {count}")
