@@ -10,7 +10,7 @@ from checkpoint_files import FORMATS, SHAPES, command, compared, save, weights
 
 from tpgm_jax._core.axes import Axes, make_layout
 from tpgm_jax._core.ball import norms
-from tpgm_jax.cli import _distance, _plot
+from tpgm_jax.cli import _numbers, _plot
 
 each_format = pytest.mark.parametrize("suffix", FORMATS.values(), ids=FORMATS)
 # The input axes of each row, worked by hand: attention's outputs are its heads.
@@ -58,11 +58,11 @@ def test_distances_worked_by_hand(suffix, tmp_path, capsys):
     [((3, 4, 5), 0, ()), ((3, 4, 5), 1, 0), ((1, 60), -1, ()), ((60, 1), 0, ()), ((7,), (), ())],
 )
 def test_distances_by_blocks_equal_the_librarys_norms(shape, rows, layers, monkeypatch):
-    monkeypatch.setattr(_distance, "BLOCK", 7)
+    monkeypatch.setattr(_numbers, "BLOCK", 7)
     rng = np.random.default_rng(0)
     w0, w = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
     (tensor,) = make_layout({"w": w}, axes={"w": Axes(rows, layers)}).tensors
-    found = _distance.distance(w, w0, tensor)
+    found = _numbers.distance(w, w0, tensor)
     for norm, largest, mean in (
         ("mars", found.mars_largest, found.mars_mean),
         ("l2", found.l2_largest, found.l2_mean),
@@ -192,8 +192,69 @@ def test_names_cannot_control_the_terminal(tmp_path, capsys):
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
+def moved(tmp_path):
+    """Four tensors at relative distances of 0.3, 0.01 and 0.1, and from an anchor of zeros."""
+    w0 = {name: np.full(4, 2, np.float32) for name in ("a", "b", "c")} | {"zero": np.zeros(2)}
+    w = {name: x + {"a": 0.6, "b": 0.02, "c": 0.2, "zero": 9}[name] for name, x in w0.items()}
+    return [save(tmp_path / f"{i}.npz", x) for i, x in enumerate((w0, w))]
+
+
+def test_tensors_are_sorted_and_cut(tmp_path, capsys):
+    paths = moved(tmp_path)
+
+    def names(*args):
+        return [x["name"] for x in compared(capsys, *paths, *args)["tensors"]]
+
+    assert names() == ["a", "b", "c", "zero"]
+    assert names("--sort", "relative") == ["a", "c", "b", "zero"]
+    assert names("--sort", "mars") == names("--sort", "l2") == ["zero", "a", "c", "b"]
+    assert names("--sort", "relative", "--top", 2) == ["a", "c"]
+    out = command(capsys, "compare", *paths, "--top", 1)[1]
+    assert [line for line in out.splitlines() if line.startswith(("b ", "c "))] == []
+    assert "4 tensors of 14 parameters" in out  # the totals are of all
+    assert out.splitlines()[-1] == "farthest: a, relative 0.3"
+
+
+@pytest.mark.parametrize(
+    ("limit", "code", "verdict"),
+    [
+        (0.31, 0, "within 0.31; farthest: a, 0.3"),
+        (0.05, 3, "too far: 2 tensors moved more than 0.05; farthest: a, 0.3"),
+    ],
+)
+def test_a_verdict_has_an_exit_code_of_its_own(limit, code, verdict, tmp_path, capsys):
+    paths = moved(tmp_path)
+    received, out, _ = command(capsys, "compare", *paths, "--max-relative", limit)
+    assert (received, out.splitlines()[-1]) == (code, verdict)
+    _, out, _ = command(capsys, "compare", *paths, "--max-relative", limit, "--json")
+    assert json.loads(out)["verdict"] == {
+        "farthest": "a",
+        "max_relative": limit,
+        "too_far": ["a", "c"] if code else [],
+        "not_judged": [],
+    }
+
+
+def test_other_dtypes_alone_are_no_difference_but_nan_is_one(tmp_path, capsys):
+    w = {"w": np.ones(3, np.float32)}
+    half, bad = {"w": w["w"].astype(np.float16)}, {"w": np.full(3, np.nan, np.float32)}
+    paths = [save(tmp_path / f"{i}.npz", x) for i, x in enumerate((w, half, bad))]
+    assert command(capsys, "compare", *paths[:2])[0] == 0
+    assert command(capsys, "compare", paths[0], paths[2])[0] == 1
+    assert command(capsys, "compare", paths[2], paths[2])[0] == 1
+    assert command(capsys, "compare", paths[0], paths[2], "--max-relative", 1)[0] == 3
+
+
+def test_equal_infinities_have_not_moved(tmp_path, capsys):
+    w0 = {"bias": np.array([1, -np.inf, 2], np.float32)}
+    w = {"bias": np.array([4, -np.inf, -2], np.float32)}
+    paths = [save(tmp_path / f"{i}.npz", x) for i, x in enumerate((w0, w))]
+    (found,) = compared(capsys, *paths)["tensors"]
+    assert (found["l2"]["largest"], found["not_finite"]) == (5, 0)
+
+
 def test_a_plot_shows_every_distance(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(_plot, "MOST_LABELS", 10)
+    monkeypatch.setattr(_plot, "MOST_LABELS", 10)  # of 25 tensors
     flat = {f"block_{i}/kernel": np.full((2, 2), 0.1 * i, np.float32) for i in range(25)}
     zeros = {name: np.zeros_like(x) for name, x in flat.items()}
     paths = [save(tmp_path / f"{i}.npz", x) for i, x in enumerate((zeros, flat))]
@@ -205,6 +266,20 @@ def test_a_plot_shows_every_distance(tmp_path, capsys, monkeypatch):
     # Every third tensor has a label, because there are more than ten.
     assert all(f"block_{i}/kernel" in svg for i in (0, 3, 24))
     assert "block_1/kernel" not in svg
+
+
+def test_a_plot_of_many_tensors_has_a_row_for_each_block(tmp_path, capsys):
+    flat = {
+        f"layer.{i}.{name}.weight": np.full((2, 2), 0.1 * (i + 1), np.float32)
+        for i in range(8)
+        for name in "abcdefghi"
+    }
+    zeros = {name: np.zeros_like(x) for name, x in flat.items()}
+    paths = [save(tmp_path / f"{i}.npz", x) for i, x in enumerate((zeros, flat))]
+    assert command(capsys, "compare", *paths, "--plot", tmp_path / "x.svg")[0] == 0
+    svg = (tmp_path / "x.svg").read_text()
+    assert all(f"<!-- layer.{i} -->" in svg for i in range(8))
+    assert "layer.0.a" not in svg
 
 
 def test_json_is_the_only_output(tmp_path, capsys):

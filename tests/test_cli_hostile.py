@@ -6,6 +6,8 @@ import os
 import pickle
 import re
 import struct
+import subprocess
+import sys
 import tempfile
 import zipfile
 from pathlib import Path
@@ -121,6 +123,21 @@ HOSTILE = {
         safetensors_bytes({"a": tensor(0, 0, [2**32, 2**32])}),
         "cannot be read",
     ),
+    "65 axes": (
+        ".safetensors",
+        safetensors_bytes({"a": tensor(0, 4, [1] * 65)}, b"\0" * 4),
+        "65 axes",
+    ),
+    "a name of 40,000 slashes": (
+        ".safetensors",
+        safetensors_bytes({"/" * 40_000: tensor(0, 4, [1])}, b"\0" * 4),
+        "name of 40000 characters",
+    ),
+    "a name of 200 levels": (
+        ".safetensors",
+        safetensors_bytes({"a/" * 200: tensor(0, 4, [1])}, b"\0" * 4),
+        "100 levels",
+    ),
     "unknown dtype": (
         ".safetensors",
         safetensors_bytes({"a": tensor(0, 8, [2], "X9")}, b"\0" * 8),
@@ -129,19 +146,29 @@ HOSTILE = {
     "a key twice": (".safetensors", safetensors_bytes(TWICE, b"\0" * 8), "cannot be read"),
     "msgpack cut off": (".msgpack", packed({"a": array((2,))})[:-1], "cannot be read"),
     "msgpack with a tail": (".msgpack", packed({"a": array((2,))}) + b"\0", "1 bytes follow"),
+    "a long key": (".msgpack", packed({"a" * 2000: array((2,))}), "short text"),
+    "a key that is there twice": (".msgpack", b"\x82\xa1a\x01\xa1a\x02", "there twice"),
+    "hdf5": (".h5", b"\x89HDF\r\n\x1a\n" + b"\0" * 99, "it is HDF5"),
+    "hdf5 under another name": (".msgpack", b"\x89HDF\r\n\x1a\n" + b"\0" * 99, "it is HDF5"),
+    "gguf": (".gguf", b"GGUF\3\0\0\0" + b"\0" * 99, "it is GGUF"),
+    "npy": (".npy", npy(np.ones(3)), "a single array"),
+    "gzip": (".gz", b"\x1f\x8b\x08" + b"\0" * 99, "gzip"),
+    "web page": (".bin", b"<!DOCTYPE html>" + b" " * 99, "a web page"),
+    "json": (".json", b'{"a": 1}' + b" " * 99, "it is JSON"),
+    "tar": (".pt", b"x" * 257 + b"ustar" + b"\0" * 99, "never loaded"),
     "msgpack of no map": (".msgpack", packed(7), "no map"),
     "map of 4 billion": (".msgpack", b"\xdf\xff\xff\xff\xff\xa1a", "cannot be read"),
     "list of 4 billion": (".msgpack", b"\x81\xa1a\xdd\xff\xff\xff\xff", "cannot be read"),
     "bytes of 4 GiB": (".msgpack", b"\x81\xa1a\xc6\xff\xff\xff\xffxyz", "cannot be read"),
     "array of 4 GiB": (".msgpack", b"\x81\xa1a\xc9\xff\xff\xff\xff\1xyz", "cannot be read"),
-    "deep maps": (".msgpack", b"\x81\xa1a" * 10**5 + b"\xc0", "nested more than"),
-    "deep lists": (".msgpack", b"\x81\xa1a" + b"\x91" * 10**5 + b"\xc0", "nested more than"),
+    "deep maps": (".msgpack", b"\x81\xa1a" * 10**5 + b"\xc0", "nested too deep"),
+    "deep lists": (".msgpack", b"\x81\xa1a" + b"\x91" * 10**5 + b"\xc0", "nested too deep"),
     "deep key": (".msgpack", b"\x81" + b"\x91" * 10**5 + b"\xc0", "cannot be read"),
     "array too small": (".msgpack", packed({"a": array((HUGE,))}), "8 bytes, and"),
     "array with a tail": (
         ".msgpack",
         packed({"a": msgpack.ExtType(1, packed(((2,), "float32", b"\0" * 8)) + b"\0")}),
-        "does not have them",
+        "ExtraData",
     ),
     "array of negative size": (".msgpack", packed({"a": array((-2,))}), "invalid shape"),
     "array of no shape": (".msgpack", packed({"a": array("xx")}), "cannot be read"),
@@ -228,7 +255,7 @@ def data_cut_off(path):
 
 
 DAMAGES = {
-    without_structure: "not an Orbax checkpoint",
+    without_structure: "is not a checkpoint",
     structure_cut_off: "cannot be read",
     structure_deep: "cannot be read",
     data_gone: "cannot be read",
@@ -285,10 +312,62 @@ def test_missing_paths_and_wrong_kinds_of_file_are_refused(tmp_path, capsys):
         (tmp_path / "fifo", "neither a file nor a directory"),
         (
             tmp_path,
-            f"not an Orbax checkpoint, because neither it nor a directory in it has a file "
-            f"_METADATA: name the file, such as {good}",
+            "is not a checkpoint, because neither it nor a directory in it has safetensors or "
+            f"Orbax's file _METADATA: name the file, such as {good}",
         ),
     ):
         code, _, err = command(capsys, "compare", good, path)
         assert code == 2
         assert message in err
+
+
+def test_directories_of_tensorflow_are_named(tmp_path, capsys):
+    (tmp_path / "saved_model.pb").write_bytes(b"x")
+    code, _, err = command(capsys, "compare", tmp_path, tmp_path)
+    assert (code, "it is a TensorFlow checkpoint" in err) == (2, True)
+
+
+# Runs `compare` on a file, and prints the seconds and megabytes that it took beyond the imports.
+BOUNDED = """
+import json, resource, sys, time
+from tpgm_jax.cli import main
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+assert main(["compare", sys.argv[1], sys.argv[1], "--json"]) == 0
+before, start = peak(), time.process_time()
+code = main(["compare", sys.argv[2], sys.argv[2], "--json"])
+print(json.dumps([code, time.process_time() - start, peak() - before]))
+"""
+
+
+def chunked_arrays(count):
+    one = {"__msgpack_chunked_array__": True, "shape": {"0": 2}, "chunks": {"0": array((2,))}}
+    return packed({str(i): one for i in range(count)})
+
+
+def deep_names(count):
+    """As many levels as allowed, in names that differ at their ends."""
+    name = "a/" * 95
+    tensors = {f"{name}{i}": tensor(4 * i, 4 * i + 4, [1]) for i in range(count)}
+    return safetensors_bytes(tensors, b"\0" * 4 * count)
+
+
+WORK = {
+    "6,000 arrays in chunks": (".msgpack", chunked_arrays(6_000)),
+    "10,000 deep names": (".safetensors", deep_names(10_000)),
+    "a million empty maps": (".msgpack", packed({str(i): {} for i in range(10**6)})),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("suffix", "contents"), WORK.values(), ids=WORK)
+def test_small_files_take_little_time_and_memory(suffix, contents, tmp_path):
+    good = save(tmp_path / f"good{suffix}", weights(0))
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(contents)
+    run = subprocess.run(
+        [sys.executable, "-c", BOUNDED, good, path], capture_output=True, text=True, check=True
+    )
+    code, seconds, megabytes = json.loads(run.stdout.splitlines()[-1])
+    assert code in (0, 2)
+    assert seconds < 20
+    assert megabytes < 300

@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 
 def test_there_are_commands():
-    assert len(BLOCK.findall(PAGE.read_text())) == 4
+    assert len(BLOCK.findall(PAGE.read_text())) == 5
 
 
 @pytest.mark.parametrize(("command", "expected"), BLOCK.findall(PAGE.read_text()))

@@ -1,4 +1,4 @@
-"""`tpgm-jax project`: equal to the library bit for bit, with the rest of the file unchanged."""
+"""`tpgm-jax project`: equal to the library, with the rest of the file unchanged."""
 
 import json
 
@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 import tpgm_jax
 from tpgm_jax import Axes
-from tpgm_jax.cli import _move
+from tpgm_jax.cli import _numbers
 
 each_format = pytest.mark.parametrize("suffix", FORMATS.values(), ids=FORMATS)
 STACKED = {"layers/.*": Axes(layers=0)}
@@ -30,6 +30,17 @@ def assert_same_bits(received, expected):
     for name, x in expected.items():
         assert (received[name].shape, received[name].dtype) == (np.shape(x), x.dtype), name
         assert received[name].tobytes() == np.asarray(x).tobytes(), name
+
+
+def assert_close(received, expected):
+    """Equal up to the rounding of a norm: sums of up to 60 numbers, and five more operations."""
+    assert sorted(received) == sorted(expected)
+    for name, x in expected.items():
+        assert (received[name].shape, received[name].dtype) == (np.shape(x), x.dtype), name
+        # The largest entry, because a difference near zero is rounded like its terms.
+        bound = 65 * float(ml_dtypes.finfo(x.dtype).eps) * np.max(np.abs(x.astype(np.float64)))
+        error = received[name].astype(np.float64) - x.astype(np.float64)
+        assert np.all(np.abs(error) <= bound), name
 
 
 def run(tmp_path, capsys, suffix, w0, w, *args):
@@ -57,12 +68,12 @@ def test_interpolation_equals_the_librarys_bit_for_bit(suffix, tmp_path, capsys)
     ("norm", "radius", "dtype"),
     [("mars", 1.5, np.float32), ("mars", 1.5, ml_dtypes.bfloat16), ("l2", 2.0, np.float32)],
 )
-def test_projection_equals_the_librarys_bit_for_bit(norm, radius, dtype, tmp_path, capsys):
+def test_projection_equals_the_librarys(norm, radius, dtype, tmp_path, capsys):
     w0, w = weights(0, dtype), weights(1, dtype)
     w["gain"] = np.asarray(w0["gain"] + dtype(0.25))  # inside its ball
     args = ("--radius", radius, "--norm", norm, "--axes", "layers/.*=auto,0")
     received, report = run(tmp_path, capsys, ".safetensors", w0, w, *args)
-    assert_same_bits(received, by_library(w0, w, radius, norm=norm))
+    assert_close(received, by_library(w0, w, radius, norm=norm))
     assert sorted(report["moved"]) == sorted(w)
     beyond = [name for name in w if received[name].tobytes() != w[name].tobytes()]
     assert sorted(report["changed"]) == sorted(beyond)
@@ -75,14 +86,14 @@ def test_projection_in_units_of_the_anchor(suffix, tmp_path, capsys):
     w0, w = weights(0), weights(1)
     args = ("--radius", 0.3, "--unit", "anchor", "--axes", "layers/.*=auto,0")
     received, _ = run(tmp_path, capsys, suffix, w0, w, *args)
-    assert_same_bits(received, by_library(w0, w, 0.3, unit="anchor"))
+    assert_close(received, by_library(w0, w, 0.3, unit="anchor"))
 
 
 def test_float64_is_projected_in_float64(tmp_path, capsys, x64):
     w0, w = weights(0, np.float64), weights(1, np.float64)
     args = ("--radius", 0.7, "--axes", "layers/.*=auto,0")
     received, _ = run(tmp_path, capsys, ".npz", w0, w, *args)
-    assert_same_bits(received, by_library(w0, w, 0.7))
+    assert_close(received, by_library(w0, w, 0.7))
 
 
 def test_a_projection_worked_by_hand(tmp_path, capsys):
@@ -98,7 +109,7 @@ def test_a_projection_worked_by_hand(tmp_path, capsys):
 
 
 def test_blocks_and_float8(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(_move, "BLOCK", 16)  # 6 x 5 numbers are two blocks
+    monkeypatch.setattr(_numbers, "BLOCK", 16)  # 6 x 5 numbers are two blocks
     w0, w = weights(0), weights(1)
     narrow = {"narrow": np.ones(2, ml_dtypes.float8_e4m3fn)}
     wide = {"narrow": np.array([3, 1], ml_dtypes.float8_e4m3fn)}

@@ -1,17 +1,18 @@
-"""The command line: `tpgm-jax compare` and `tpgm-jax project`.
+"""The command line: `tpgm-jax compare`, `project` and `interpolate`.
 
 `import tpgm_jax` does not import this package. Its modules, in reading order:
 
     _errors, _text         errors, and escaping of names
-    _checkpoint            the interface of a checkpoint: entries, read one at a time
-    _safetensors, _msgpack, _npz, _orbax      the formats; each imports its own library
-    _orbax_copy            writing of Orbax directories
+    _checkpoint            the interface of a checkpoint: entries, read one at a time; bounds
+    _safetensors, _folder, _msgpack, _npz, _orbax    the formats, through their own libraries
     _open                  detection of the format
-    _output                atomic replacement of the output
-    _rows                  selection of tensors and their axes
-    _distance, _compare    `compare`: distances
-    _move, _project        `project`: new weights
-    _table, _plot          output as a table or a plot
+    _output                atomic output, and signals
+    _kinds                 what a tensor is: quantized, statistic, training state
+    _row_rule, _rows       selection of tensors and their axes
+    _match, _rename        two checkpoints, matched by name
+    _numbers               the arithmetic, in NumPy
+    _compare, _project     distances; new weights
+    _table, _plot           output
     _arguments, _main      arguments and exit codes
 """
 

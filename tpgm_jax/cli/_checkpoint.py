@@ -1,12 +1,10 @@
-"""The interface of a checkpoint: entries by name, read one at a time."""
+"""The interface of a checkpoint: entries by name, read one at a time; bounds of all formats."""
 
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
@@ -29,6 +27,8 @@ DTYPES = {
 # A compressed file may expand to `FREE` bytes plus `EXPANSION` times its size. Weights compress by
 # about a half; a file beyond this limit is a bomb, or all zeros.
 EXPANSION, FREE = 100, 64 * 2**20
+# The largest public models have about 10^5 tensors. NumPy has at most 64 axes.
+MOST_ENTRIES, LONGEST_NAME, DEEPEST, MOST_AXES = 500_000, 1000, 100, 64
 
 
 class Entry(NamedTuple):
@@ -49,119 +49,50 @@ class Entry(NamedTuple):
     size: int
 
     @property
-    def floating(self) -> bool:
-        return self.dtype is not None and bool(jnp.issubdtype(self.dtype, jnp.floating))
+    def kind(self) -> str:
+        """ "float", "complex", "int" or "bool" or "other"."""
+        if self.dtype is None:
+            return "other"
+        if self.dtype.kind == "V":  # the dtypes of ml_dtypes
+            return "float"
+        return {"f": "float", "c": "complex", "i": "int", "u": "int", "b": "bool"}[self.dtype.kind]
 
     @property
-    def inexact(self) -> bool:
-        return self.dtype is not None and bool(jnp.issubdtype(self.dtype, jnp.inexact))
+    def movable(self) -> bool:
+        return self.kind in ("float", "complex")
 
 
 # Returns the new array of an entry, or `None` to keep the old one.
 Replacement = Callable[[Entry], np.ndarray | None]
 
 
-class Checkpoint(Protocol):
+class Checkpoint:
     """A file or directory that is open for reading. Arrays stay on disk until they are read.
 
     Attributes:
-        path: the file or directory.
+        path: the path to show.
         kind: name of the format.
         entries: entries by name, in the order of the file.
     """
 
-    @property
-    def path(self) -> Path: ...
+    kind = ""
 
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def entries(self) -> Mapping[str, Entry]: ...
-
-    def expect(self, names: Sequence[str]) -> None:
-        """Announces the order of reads, so that a format can read ahead."""
-        ...
+    def __init__(self, path: Path, entries: Sequence[Entry]):
+        self.path, self.entries = path, collect(path, entries)
 
     def read(self, name: str) -> np.ndarray:
         """The array of one entry; its bytes if the entry has no dtype."""
-        ...
+        raise NotImplementedError
 
-    def save(self, target: Path, replacement: Replacement) -> None:
+    def save(self, target: Path, replacement: Replacement) -> list[str]:
         """Writes a copy to the new path `target`, with entries replaced one at a time.
 
-        Names, order, shapes, dtypes and metadata do not change.
+        Names, order, shapes, dtypes and metadata do not change. Returns notes for the user.
         """
-        ...
-
-    def close(self) -> None: ...
-
-
-class Ranges:
-    """A checkpoint that stores raw array bytes at known ranges of a file.
-
-    Saving copies the file and replaces the bytes of changed arrays; everything else is copied
-    unread.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        kind: str,
-        entries: Mapping[str, Entry],
-        ranges: Mapping[str, Sequence[tuple[int, int]]],
-    ):
-        self.path, self.kind, self.entries, self._ranges = path, kind, entries, ranges
-        self._file = path.open("rb", buffering=0)
+        raise NotImplementedError
 
     def close(self) -> None:
-        self._file.close()
-
-    def expect(self, names: Sequence[str]) -> None:
-        del names  # entries are read independently
-
-    def read(self, name: str) -> np.ndarray:
-        ranges, entry = self._ranges[name], self.entries[name]
-        data = np.empty(sum(stop - start for start, stop in ranges), np.uint8)
-        view, done = data.data, 0
-        for start, stop in ranges:
-            self._file.seek(start)
-            end = done + stop - start
-            while done < end:
-                count = self._file.readinto(view[done:end])
-                if not count:
-                    raise self._size_error()
-                done += count
-        return data if entry.dtype is None else data.view(entry.dtype).reshape(entry.shape)
-
-    def save(self, target: Path, replacement: Replacement) -> None:
-        at = 0
-        with target.open("xb") as out:
-            for name in sorted(self.entries, key=lambda name: self._ranges[name][0]):
-                new = replacement(self.entries[name])
-                if new is None:
-                    continue
-                data, done = np.ascontiguousarray(new).reshape(-1).view(np.uint8).data, 0
-                for start, stop in self._ranges[name]:
-                    self._copy(out, at, start)
-                    out.write(data[done : done + stop - start])
-                    at, done = stop, done + stop - start
-            self._copy(out, at, os.fstat(self._file.fileno()).st_size)
-
-    def _copy(self, out, start: int, stop: int) -> None:
-        self._file.seek(start)
-        while start < stop:
-            data = self._file.read(min(stop - start, 2**20))
-            if not data:
-                raise self._size_error()
-            out.write(data)
-            start += len(data)
-
-    def _size_error(self) -> CommandError:
-        return CommandError(
-            f"{self.path} cannot be read, because it became shorter meanwhile: run this again when "
-            "no other program writes to it."
-        )
+        pass
 
 
 def bytes_of(shape: Sequence[int], dtype: np.dtype) -> int:
@@ -172,16 +103,29 @@ def collect(path: Path, entries: Sequence[Entry]) -> dict[str, Entry]:
     """Entries by name.
 
     Raises:
-        CommandError: two of them have the same name.
+        CommandError: two of them have the same name, or one exceeds a bound.
     """
     by_name: dict[str, Entry] = {}
+    if len(entries) > MOST_ENTRIES:
+        raise CommandError(
+            f"{path} cannot be used, because it has {len(entries)} tensors, more than the "
+            f"{MOST_ENTRIES} that are allowed: split it."
+        )
     for entry in entries:
-        if entry.name in by_name:
+        name = entry.name
+        too_deep = name.count("/") >= DEEPEST or name.count(".") >= DEEPEST
+        if len(name) > LONGEST_NAME or too_deep or len(entry.shape) > MOST_AXES:
+            raise CommandError(
+                f"{path} cannot be used, because {printable(name, 60)!r} has a name of {len(name)} "
+                f"characters and {len(entry.shape)} axes, and at most {LONGEST_NAME} characters, "
+                f"{DEEPEST} levels and {MOST_AXES} axes are allowed: rename or reshape it."
+            )
+        if name in by_name:
             raise CommandError(
                 f"{path} cannot be used, because it has two parameters called "
-                f"{printable(entry.name)!r}: rename one, such as a key with a slash in it."
+                f"{printable(name)!r}: rename one, such as a key with a slash in it."
             )
-        by_name[entry.name] = entry
+        by_name[name] = entry
     return by_name
 
 

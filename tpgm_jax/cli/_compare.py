@@ -1,16 +1,18 @@
-"""Comparison of two checkpoints: structure, and the distance of each tensor."""
+"""Comparison of two checkpoints: the distance of each tensor, and a verdict."""
 
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tpgm_jax._core.axes import Tensor
-from tpgm_jax._core.names import natural_order
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry
-from tpgm_jax.cli._distance import Distance, distance, relative
+from tpgm_jax.cli._match import Match, Progress, different
+from tpgm_jax.cli._numbers import Distance, distance, relative
 from tpgm_jax.cli._text import finite_or_none
+
+SORTS = ("name", "relative", "mars", "l2")
 
 
 class Measurement(NamedTuple):
@@ -20,59 +22,79 @@ class Measurement(NamedTuple):
     tensor: Tensor
     distance: Distance
 
+    def size(self, sort: str) -> float:
+        """The number to sort by, infinite if it is not finite."""
+        key = {"mars": "mars_largest", "l2": "l2_largest"}.get(sort, sort)
+        value = getattr(self.distance, key)
+        undefined = sort == "relative" and self.distance.anchor_squares == 0
+        return -1.0 if undefined else value if math.isfinite(value) else math.inf
 
-class Structure(NamedTuple):
-    """Entries of two checkpoints, matched by name. Excluded entries are left out.
-
-    Attributes:
-        common: names in both, with equal shapes.
-        only_pretrained: names in the pre-trained checkpoint only.
-        only_finetuned: names in the fine-tuned checkpoint only.
-        shapes: name to both shapes, for names in both whose shapes differ.
-        dtypes: name to both dtypes, for names in both whose dtypes differ. These are measured too.
-    """
-
-    common: list[str]
-    only_pretrained: list[str]
-    only_finetuned: list[str]
-    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    dtypes: dict[str, tuple[str, str]]
-
-    @property
-    def same(self) -> bool:
-        return not (self.only_pretrained or self.only_finetuned or self.shapes or self.dtypes)
+    def as_json(self) -> dict[str, Any]:
+        entry, tensor, x = self
+        return {
+            "name": entry.name,
+            "shape": entry.shape,
+            "dtype": entry.label,
+            "rows": tensor.rows,
+            "layers": tensor.layers,
+            "mars": _pair(x.mars_largest, x.mars_mean),
+            "l2": _pair(x.l2_largest, x.l2_mean),
+            "relative": finite_or_none(x.relative),
+            "not_finite": x.not_finite,
+        }
 
 
-def match_by_name(
-    pretrained: Mapping[str, Entry], finetuned: Mapping[str, Entry], excluded: Collection[str]
-) -> Structure:
-    """Matches the entries of two checkpoints by name."""
-    new = [name for name in finetuned if name not in excluded]
-    old = [name for name in pretrained if name not in excluded]
-    both = [(name, pretrained[name], finetuned[name]) for name in new if name in pretrained]
-    return Structure(
-        common=[name for name, w0, w in both if w0.shape == w.shape],
-        only_pretrained=[name for name in old if name not in finetuned],
-        only_finetuned=[name for name in new if name not in pretrained],
-        shapes={name: (w0.shape, w.shape) for name, w0, w in both if w0.shape != w.shape},
-        dtypes={name: (w0.label, w.label) for name, w0, w in both if w0.label != w.label},
-    )
+def _pair(largest: float, mean: float) -> dict[str, float | None]:
+    return {"largest": finite_or_none(largest), "mean": finite_or_none(mean)}
 
 
 class Comparison(NamedTuple):
     """The result of `compare`.
 
     Attributes:
-        structure: entries of both checkpoints, matched by name.
+        match: entries of both checkpoints, matched by name.
         measurements: tensors and their distances, in natural order.
-        others: name to entry and equality, for common entries that are not real floating point.
-        excluded: names that `--exclude` matched, in natural order.
+        others: name to entry and equality, for common entries that were not measured.
+        outputs_last: names of weights taken for GPT-2's `Conv1D`.
+        hint: a proposal for `--rename`, or "".
+        renamed: how many names `--rename` matched.
+        limit: the largest relative distance that is allowed, or `None`.
     """
 
-    structure: Structure
+    match: Match
     measurements: list[Measurement]
     others: dict[str, tuple[Entry, bool]]
-    excluded: list[str]
+    outputs_last: list[str]
+    hint: str
+    renamed: int
+    limit: float | None
+
+    @property
+    def not_finite(self) -> int:
+        return sum(x.distance.not_finite for x in self.measurements)
+
+    @property
+    def farthest(self) -> Measurement | None:
+        return max(self.measurements, key=lambda x: x.size("relative"), default=None)
+
+    @property
+    def too_far(self) -> list[str]:
+        """Names of tensors beyond the limit."""
+        limit = math.inf if self.limit is None else self.limit
+        far = (x for x in self.measurements if x.size("relative") > limit or x.distance.not_finite)
+        return [] if self.limit is None else [x.entry.name for x in far]
+
+    @property
+    def unjudged(self) -> list[str]:
+        """Names of weights that differ in a way that was not measured."""
+        names = {*set().union(*self.match.quantized), *self.match.kinds}
+        every = not self.measurements
+        return [x for x, (_, same) in self.others.items() if every or (x in names and not same)]
+
+    def ordered(self, sort: str, top: int | None) -> list[Measurement]:
+        if sort == "name":
+            return self.measurements[:top]
+        return sorted(self.measurements, key=lambda x: -x.size(sort))[:top]
 
     def totals(self) -> dict[str, Any]:
         squares = sum(x.distance.squares for x in self.measurements)
@@ -80,110 +102,63 @@ class Comparison(NamedTuple):
         largest = [x.distance.mars_largest for x in self.measurements]
         return {
             "tensors": len(self.measurements),
-            "parameters": sum(int(np.prod(x.entry.shape)) for x in self.measurements),
+            "parameters": sum(math.prod(x.entry.shape) for x in self.measurements),
             "mars_largest": finite_or_none(float(np.max(largest))) if largest else None,
             "l2": finite_or_none(squares**0.5),
             "relative": finite_or_none(relative(squares, anchor)),
-            "not_finite": sum(x.distance.not_finite for x in self.measurements),
+            "not_finite": self.not_finite,
+            "not_measured": len(self.others),
         }
 
-    def as_json(self, pretrained: Path, finetuned: Path) -> dict[str, Any]:
-        structure = self.structure
+    def as_json(self, sort: str, top: int | None) -> dict[str, Any]:
+        farthest = self.farthest
         return {
-            "pretrained": str(pretrained),
-            "finetuned": str(finetuned),
-            "same_structure": structure.same,
-            "tensors": [_tensor_json(x) for x in self.measurements],
+            **self.match.as_json(),
+            "tensors": [x.as_json() for x in self.ordered(sort, top)],
             "not_measured": [
                 {"name": name, "shape": entry.shape, "dtype": entry.label, "same": same}
                 for name, (entry, same) in self.others.items()
             ],
-            "only_pretrained": structure.only_pretrained,
-            "only_finetuned": structure.only_finetuned,
-            "shapes_differ": _pairs_json(structure.shapes),
-            "dtypes_differ": _pairs_json(structure.dtypes),
-            "excluded": self.excluded,
+            "outputs_last": self.outputs_last,
+            "rename": self.hint,
+            "renamed": self.renamed,
             "totals": self.totals(),
+            "verdict": {
+                "farthest": farthest and farthest.entry.name,
+                "max_relative": self.limit,
+                "too_far": self.too_far,
+                "not_judged": self.unjudged,
+            },
         }
-
-
-def _tensor_json(measurement: Measurement) -> dict[str, Any]:
-    entry, tensor, distance = measurement
-    return {
-        "name": entry.name,
-        "shape": entry.shape,
-        "dtype": entry.label,
-        "rows": tensor.rows,
-        "layers": tensor.layers,
-        "mars": {
-            "largest": finite_or_none(distance.mars_largest),
-            "mean": finite_or_none(distance.mars_mean),
-        },
-        "l2": {
-            "largest": finite_or_none(distance.l2_largest),
-            "mean": finite_or_none(distance.l2_mean),
-        },
-        "relative": finite_or_none(distance.relative),
-        "not_finite": distance.not_finite,
-    }
-
-
-def _pairs_json(pairs: Mapping[str, tuple[Any, Any]]) -> list[dict[str, Any]]:
-    return [{"name": k, "pretrained": x, "finetuned": y} for k, (x, y) in pairs.items()]
-
-
-def measurable(structure: Structure, pretrained: Mapping[str, Entry]) -> Callable[[Entry], bool]:
-    """A predicate: does a fine-tuned entry have a distance?
-
-    It does if it is not empty and floating point in both checkpoints.
-    """
-    common = set(structure.common)
-
-    def is_measurable(entry: Entry) -> bool:
-        return (
-            entry.name in common
-            and entry.floating
-            and pretrained[entry.name].floating
-            and 0 not in entry.shape
-        )
-
-    return is_measurable
 
 
 def compare(
     pretrained: Checkpoint,
     finetuned: Checkpoint,
-    structure: Structure,
+    found: Match,
     tensors: Mapping[str, Tensor],
-    excluded: Collection[str],
-    progress: Callable[[int], object],
-) -> Comparison:
+    progress: Progress,
+) -> tuple[list[Measurement], dict[str, tuple[Entry, bool]]]:
     """Reads both checkpoints, one tensor at a time, and measures the distances.
 
     Args:
         pretrained: the anchor.
         finetuned: the fine-tuned checkpoint.
-        structure: entries of both, matched by name.
+        found: entries of both, matched by name.
         tensors: rows and layers of the tensors to measure, by name.
-        excluded: names that are left out.
         progress: called with the number of bytes processed.
+
+    Returns:
+        The `measurements` and the `others` of a `Comparison`.
     """
     measurements, others = [], {}
-    order = natural_order(sorted(structure.common))
-    pretrained.expect(order)
-    finetuned.expect(order)
-    for name in order:
+    for name in found.common:
         entry = finetuned.entries[name]
-        w0, w = pretrained.read(name), finetuned.read(name)
         if name in tensors:
-            measurements.append(Measurement(entry, tensors[name], distance(w, w0, tensors[name])))
+            # Not in variables, which would keep the arrays until the next ones are read.
+            size = distance(finetuned.read(name), pretrained.read(name), tensors[name])
+            measurements.append(Measurement(entry, tensors[name], size))
         else:
-            same = w0.dtype == w.dtype and np.array_equal(_bytes(w0), _bytes(w))
-            others[name] = (entry, same and name not in structure.dtypes)
+            others[name] = (entry, not different(pretrained, finetuned, name))
         progress(entry.size)
-    return Comparison(structure, measurements, others, natural_order(sorted(excluded)))
-
-
-def _bytes(array: np.ndarray) -> np.ndarray:
-    # Compare bytes, because NaN != NaN.
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return measurements, others

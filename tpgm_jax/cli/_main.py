@@ -5,29 +5,29 @@ import json
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from tpgm_jax._core.axes import Tensor
 from tpgm_jax._core.checks import check_fraction, check_positive
 from tpgm_jax.cli import _compare, _project
 from tpgm_jax.cli._arguments import parser
-from tpgm_jax.cli._checkpoint import Checkpoint, Entry
+from tpgm_jax.cli._checkpoint import Checkpoint
 from tpgm_jax.cli._errors import CommandError
+from tpgm_jax.cli._match import Match, match, numeric
 from tpgm_jax.cli._open import SUFFIXES, open_checkpoint
-from tpgm_jax.cli._output import check_output, write_atomically
+from tpgm_jax.cli._output import Signals, check_output, write_atomically
 from tpgm_jax.cli._plot import check_plot, plot
-from tpgm_jax.cli._progress import progress_bar
-from tpgm_jax.cli._rows import excluded_names, parse_axes, tensors
+from tpgm_jax.cli._rename import proposal, rename
+from tpgm_jax.cli._row_rule import weight_rows
+from tpgm_jax.cli._rows import parse_axes, tensors
 from tpgm_jax.cli._table import table
 from tpgm_jax.cli._text import printable
 
-BAD, INTERRUPTED, BROKEN_PIPE = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
+DIFFERENT, BAD, TOO_FAR = 1, 2, 3
+BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
 def run(argv: Sequence[str] | None = None) -> int:
@@ -36,13 +36,13 @@ def run(argv: Sequence[str] | None = None) -> int:
         args = parser().parse_args(argv)
     except SystemExit as end:  # after --help, or an error that argparse has printed
         return end.code if isinstance(end.code, int) else BAD
-    # Another program may use the accelerator, and this program would gain little from it.
-    jax.config.update("jax_platforms", "cpu")
+    signals = Signals()
     try:
-        # Checkpoints may be float64.
-        with _unwind_on_sigterm(), jax.enable_x64(True):
-            code = compare(args) if args.command == "compare" else project(args)
+        with signals.handled():
+            command = compare if args.command == "compare" else project
+            code = command(args, signals)
             sys.stdout.flush()
+            signals.check()
             return code
     except CommandError as error:
         return _print_error(str(error))
@@ -56,109 +56,110 @@ def run(argv: Sequence[str] | None = None) -> int:
         return _print_error(f"{error.filename or 'the output'}: {error.strerror or error}.")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + (signals.received or signal.SIGINT)
 
 
-def compare(args: argparse.Namespace) -> int:
-    """Runs `tpgm-jax compare`. Returns 0 if both have the same structure, else 1."""
+def compare(args: argparse.Namespace, signals: Signals) -> int:
+    """Runs `tpgm-jax compare`."""
+    _check_number(args.max_relative, "--max-relative", check_positive)
+    if args.top is not None and args.top < 0:
+        raise CommandError(f"--top {args.top} is negative: pass how many tensors to show.")
     target, kind = None, ""
     if args.plot is not None:
         kind = args.plot.suffix
         check_plot(args.plot)
         target = check_output(args.plot, [args.pretrained, args.finetuned], force=True)
-    with _open_both(args) as (pretrained, finetuned):
-        excluded, structure = _match(args, pretrained, finetuned)
-        measurable = _compare.measurable(structure, pretrained.entries)
-        parts = _tensors(args, finetuned, measurable)
-        with progress_bar(_size(finetuned), args.quiet) as progress:
-            result = _compare.compare(pretrained, finetuned, structure, parts, excluded, progress)
+    with _open_both(args) as (pretrained, finetuned, renamed):
+        found = match(pretrained.entries, finetuned.entries, args.exclude, args.all)
+        parts, outputs_last = _tensors(args, finetuned, found)
+        with _progress(args, finetuned, signals) as progress:
+            measured = _compare.compare(pretrained, finetuned, found, parts, progress)
+        hint = proposal(found, pretrained.entries, finetuned.entries)
+        result = _compare.Comparison(
+            found, *measured, outputs_last, hint, renamed, args.max_relative
+        )
     if target is not None:
-        with write_atomically(target) as temporary:
+        with write_atomically(target, True, signals) as temporary:
             plot(result.measurements, temporary, kind)
     if args.json:
-        _print_json(result.as_json(args.pretrained, args.finetuned))
+        paths = {"pretrained": str(args.pretrained), "finetuned": str(args.finetuned)}
+        _print_json({**paths, **result.as_json(args.sort, args.top)})
     else:
-        _print(table(result, sys.stdout.isatty()))
-    return 0 if structure.same else 1
+        _print(table(result, args.sort, args.top, sys.stdout.isatty()))
+    if args.max_relative is not None and (
+        result.too_far or result.unjudged or not result.measurements
+    ):
+        return TOO_FAR
+    return 0 if found.same and not result.not_finite else DIFFERENT
 
 
-def project(args: argparse.Namespace) -> int:
-    """Runs `tpgm-jax project`."""
-    radius: Any = args.radius  # `None` if `alpha` is given, and vice versa
-    alpha: Any = args.alpha
-    try:
-        if alpha is not None:
-            check_fraction(alpha, "--alpha")
-        else:
-            check_positive(radius, "--radius")
-    except ValueError as error:
-        raise CommandError(str(error)) from error
-    if alpha is not None and (args.norm or args.unit or args.rows or args.axes):
+def project(args: argparse.Namespace, signals: Signals) -> int:
+    """Runs `tpgm-jax project` and `tpgm-jax interpolate`."""
+    _check_number(args.alpha, "--alpha", check_fraction)
+    _check_number(args.radius, "--radius", check_positive)
+    if args.alpha is not None and (args.norm or args.unit or args.rows or args.axes):
         raise CommandError(
             "--alpha cannot be used with --norm, --unit, --rows or --axes, because it moves every "
             "number by the same fraction: leave them out."
         )
     target = check_output(args.out, [args.pretrained, args.finetuned], args.force)
-    with _open_both(args) as (pretrained, finetuned):
+    with _open_both(args) as (pretrained, finetuned, renamed):
         _check_suffix(args.out, finetuned)
-        excluded, structure = _match(args, pretrained, finetuned)
-        _project.check_structure(structure)
-        if alpha is not None:
-            common, move = set(structure.common), _project.interpolation(alpha)
-
-            def movable(entry: Entry) -> bool:
-                return entry.inexact and entry.name in common
+        found = match(pretrained.entries, finetuned.entries, args.exclude, args.all)
+        hint = proposal(found, pretrained.entries, finetuned.entries)
+        _project.check_match(pretrained, finetuned, found, hint)
+        outputs_last: list[str] = []
+        if args.alpha is not None:
+            movable = numeric(found, finetuned.entries, ("float", "complex"))
+            move = _project.interpolation(args.alpha)
         else:
-            measurable = _compare.measurable(structure, pretrained.entries)
-            parts = _tensors(args, finetuned, measurable)
-            norm, unit = args.norm or "mars", args.unit or "norm"
-            move = _project.projection(radius, norm, unit, parts, pretrained, finetuned)
-
-            def movable(entry: Entry) -> bool:
-                return entry.name in parts
-
-        bar = progress_bar(_size(finetuned), args.quiet)
-        with bar as progress, write_atomically(target) as temporary:
+            parts, outputs_last = _tensors(args, finetuned, found)
+            movable, norm, unit = set(parts), args.norm or "mars", args.unit or "norm"
+            move = _project.projection(args.radius, norm, unit, parts, pretrained)
+        with (
+            _progress(args, finetuned, signals) as progress,
+            write_atomically(target, args.force, signals) as temporary,
+        ):
             report = _project.project(
-                pretrained,
-                finetuned,
-                structure,
-                movable,
-                move,
-                excluded,
-                temporary,
-                args.out,
-                progress,
+                pretrained, finetuned, found, movable, move, temporary, args.out, progress
             )
+    if renamed:
+        report.notes.append(f"matched by --rename: {renamed} names")
+    if outputs_last:
+        report.notes.append(f"outputs last, as in GPT-2's Conv1D: {len(outputs_last)} weights")
     if args.json:
         _print_json(report.as_json())
     else:
-        _print(report.as_text("interpolated" if args.radius is None else "projected"))
+        _print(report.as_text("projected" if args.alpha is None else "interpolated"))
     return 0
 
 
 @contextmanager
-def _open_both(args: argparse.Namespace) -> Iterator[tuple[Checkpoint, Checkpoint]]:
+def _open_both(args: argparse.Namespace) -> Iterator[tuple[Checkpoint, Checkpoint, int]]:
     with ExitStack() as stack:
         paths = (args.pretrained, args.finetuned)
         pretrained, finetuned = (stack.enter_context(open_checkpoint(path)) for path in paths)
-        yield pretrained, finetuned
-
-
-def _match(
-    args: argparse.Namespace, pretrained: Checkpoint, finetuned: Checkpoint
-) -> tuple[set[str], _compare.Structure]:
-    """Excluded names, and the entries of both checkpoints matched by name."""
-    names = list(dict.fromkeys([*finetuned.entries, *pretrained.entries]))
-    excluded = excluded_names(args.exclude, names)
-    return excluded, _compare.match_by_name(pretrained.entries, finetuned.entries, excluded)
+        pretrained, renamed = rename(pretrained, finetuned, args.rename)
+        yield pretrained, finetuned, renamed
 
 
 def _tensors(
-    args: argparse.Namespace, finetuned: Checkpoint, measurable: Callable[[Entry], bool]
-) -> dict[str, Tensor]:
-    axes = [parse_axes(text) for text in args.axes]
-    return tensors(finetuned.entries, measurable, args.rows or "auto", axes)
+    args: argparse.Namespace, finetuned: Checkpoint, found: Match
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Rows and layers of the tensors to measure, and which are taken for GPT-2's `Conv1D`."""
+    rows, axes = args.rows or "auto", [parse_axes(text) for text in args.axes]
+    parts = tensors(finetuned.entries, numeric(found, finetuned.entries, ("float",)), rows, axes)
+    by_weight = weight_rows({name: part.shape for name, part in parts.items()})
+    last = [x for x, row in by_weight.items() if row == -1 and parts[x].rows == (1,)]
+    return parts, last if rows == "auto" else []
+
+
+def _check_number(value: Any, argument: str, check: Callable[[Any, str], None]) -> None:
+    try:
+        if value is not None:
+            check(value, argument)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
 
 
 def _check_suffix(out: Path, finetuned: Checkpoint) -> None:
@@ -170,8 +171,26 @@ def _check_suffix(out: Path, finetuned: Checkpoint) -> None:
         )
 
 
-def _size(checkpoint: Checkpoint) -> int:
-    return sum(entry.size for entry in checkpoint.entries.values())
+@contextmanager
+def _progress(
+    args: argparse.Namespace, finetuned: Checkpoint, signals: Signals
+) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, after a second. Nothing without a terminal or without tqdm."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        tqdm = None
+    bar, total = None, sum(entry.size for entry in finetuned.entries.values())
+    if tqdm is not None and not args.quiet and sys.stderr.isatty():
+        bar = tqdm(total=total, unit="B", unit_scale=True, delay=1, leave=False)
+
+    def progress(count: int) -> None:
+        signals.check()
+        if bar is not None:
+            bar.update(count)
+
+    with bar or nullcontext():
+        yield progress
 
 
 def _print_json(result: dict[str, Any]) -> None:
@@ -187,21 +206,3 @@ def _print(text: str) -> None:
 def _print_error(message: str) -> int:
     print(f"tpgm-jax: error: {printable(message, limit=2000)}", file=sys.stderr)
     return BAD
-
-
-@contextmanager
-def _unwind_on_sigterm() -> Iterator[None]:
-    """Raises `SystemExit` on SIGTERM, so that temporary files are removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number, frame):
-        del frame
-        raise SystemExit(128 + number)
-
-    old = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)

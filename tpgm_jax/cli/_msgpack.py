@@ -1,159 +1,174 @@
 """Flax's msgpack: nested maps, with arrays as extensions that hold shape, dtype and bytes.
 
-The library parses scalars and headers. The containers are walked here, so that no objects are built
-for them, depth is bounded, and one array is in memory at a time. The library reads the bytes before
-it allocates an object, so a claimed length of 4 GiB fails at the end of the file.
+The msgpack library reads and writes the file, whole. It reads bytes before it allocates an object,
+so a claimed length of 4 GiB fails at the end of the file, and it bounds the depth.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from tpgm_jax.cli._checkpoint import DTYPES, Entry, Ranges, bytes_of, collect
-from tpgm_jax.cli._errors import CommandError, import_optional, translate_read_errors
-from tpgm_jax.cli._text import printable
+import numpy as np
+
+from tpgm_jax.cli._checkpoint import (
+    DEEPEST,
+    DTYPES,
+    LONGEST_NAME,
+    MOST_AXES,
+    MOST_ENTRIES,
+    Checkpoint,
+    Entry,
+    Replacement,
+    bytes_of,
+)
+from tpgm_jax.cli._errors import import_optional, translate_read_errors
 
 KIND = "msgpack"
-DEEPEST = 100
 # Flax's extension types, and its key for an array of more than 1 GiB, which it saves in chunks.
 _ARRAY, _SCALAR = 1, 3
 _CHUNKED = "__msgpack_chunked_array__"
 
 
-class _Array(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: str
-    size: int
+class _Array:
+    """An array as it is stored."""
+
+    def __init__(self, code: int, packed: bytes, msgpack: Any):
+        shape, label, data = msgpack.unpackb(packed, max_array_len=MOST_AXES, use_list=False)
+        if not isinstance(label, str) or not isinstance(data, bytes):
+            raise ValueError("an array does not consist of shape, dtype and bytes")
+        self.code, self.shape, self.label, self.data = code, _shape(shape), label, data
 
 
-class _Leaf(NamedTuple):
-    value: Any
-    start: int
-    stop: int
+class Msgpack(Checkpoint):
+    kind = KIND
+
+    def __init__(self, path: Path, tree: dict[Any, Any], msgpack: Any):
+        self._tree, self._msgpack = tree, msgpack
+        # The arrays that form an entry: one, or several chunks. Other leaves: the value.
+        self._leaves: dict[str, Any] = {}
+        super().__init__(path, list(self._entries("", tree, 0)))
+
+    def _entries(self, name: str, node: Any, depth: int) -> Iterator[Entry]:
+        if depth > DEEPEST:
+            raise ValueError("it is nested too deep")
+        above = f"{name}/" if depth else ""
+        if isinstance(node, dict) and _CHUNKED in node:
+            shape, chunks = (
+                [node[key][str(i)] for i in range(len(node[key]))] for key in ("shape", "chunks")
+            )
+            if len({x.label for x in chunks if isinstance(x, _Array)}) != 1:
+                raise ValueError(f"the chunks of {name!r} do not form an array")
+            yield self._array(name, _shape(shape), chunks)
+        elif isinstance(node, dict | list):
+            for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+                yield from self._entries(f"{above}{key}", child, depth + 1)
+        elif isinstance(node, _Array):
+            yield self._array(name, node.shape, [node])
+        elif node is not None:
+            self._leaves[name] = node
+            size = len(node) if isinstance(node, str | bytes) else 8
+            yield Entry(name, (), None, type(node).__name__, size)
+
+    def _array(self, name: str, shape: tuple[int, ...], arrays: list[_Array]) -> Entry:
+        label, size = arrays[0].label, sum(len(x.data) for x in arrays)
+        dtype = DTYPES.get(label)
+        if dtype is not None and bytes_of(shape, dtype) != size:
+            raise ValueError(
+                f"{name!r} has {size} bytes, and shape {shape} with dtype {label} takes "
+                f"{bytes_of(shape, dtype)}"
+            )
+        self._leaves[name] = arrays
+        return Entry(name, shape, dtype, label, size)
+
+    def read(self, name: str) -> np.ndarray:
+        entry = self.entries[name]
+        leaf = self._leaves[name]
+        if not isinstance(leaf, list):
+            return np.frombuffer(repr(leaf).encode(errors="replace"), np.uint8)
+        parts = [x.data for x in leaf]
+        data = np.frombuffer(parts[0] if len(parts) == 1 else b"".join(parts), np.uint8)
+        return data if entry.dtype is None else data.view(entry.dtype).reshape(entry.shape)
+
+    def save(self, target: Path, replacement: Replacement) -> list[str]:
+        for name, entry in self.entries.items():
+            new = replacement(entry)
+            if new is not None:
+                data, at = np.ascontiguousarray(new).tobytes(), 0
+                for array in self._leaves[name]:
+                    array.data, at = data[at : at + len(array.data)], at + len(array.data)
+
+        packer = self._msgpack.Packer()
+
+        def write(node: Any) -> None:  # piece by piece, so that the file is not in memory again
+            if isinstance(node, dict):
+                out.write(packer.pack_map_header(len(node)))
+                for key, child in node.items():
+                    out.write(packer.pack(key))
+                    write(child)
+            elif isinstance(node, list):
+                out.write(packer.pack_array_header(len(node)))
+                for child in node:
+                    write(child)
+            elif isinstance(node, _Array):
+                packed = self._msgpack.packb((node.shape, node.label, node.data))
+                out.write(packer.pack(self._msgpack.ExtType(node.code, packed)))
+            else:
+                out.write(packer.pack(node))
+
+        with target.open("xb") as out:
+            write(self._tree)
+        return []
 
 
-def open_msgpack(path: Path) -> Ranges:
+def open_msgpack(path: Path) -> Msgpack:
     msgpack = import_optional("msgpack")
-    with translate_read_errors(path, KIND):
-        leaves = _walk(path, msgpack)
-        return _to_ranges(path, leaves)
+    count = 0
 
+    def check(items: Any) -> Any:
+        # Small objects take up to 100 times their size in the file.
+        nonlocal count
+        count += len(items) + 1
+        if count > 2 * MOST_ENTRIES:
+            raise ValueError(f"it has more than {2 * MOST_ENTRIES} values")
+        return items
 
-def _walk(path: Path, msgpack: Any) -> dict[tuple[str, ...], _Leaf]:
-    """All leaves by path. An explicit stack, so that deep nesting cannot exhaust Python's."""
-    size = path.stat().st_size
-    leaves: dict[tuple[str, ...], _Leaf] = {}
-    with path.open("rb") as file, path.open("rb") as ahead:
+    def pairs(items: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        tree = dict(check(items))
+        if len(tree) < len(items):
+            raise ValueError("a key is there twice")
+        if not all(isinstance(key, str | int) and len(str(key)) <= LONGEST_NAME for key in tree):
+            raise ValueError("a key is neither a short text nor a number")
+        return tree
+
+    def extension(code: int, data: bytes) -> Any:
+        known = code in (_ARRAY, _SCALAR)
+        return _Array(code, data, msgpack) if known else msgpack.ExtType(code, data)
+
+    with translate_read_errors(path, KIND), path.open("rb") as file:
+        size = path.stat().st_size
         unpacker = msgpack.Unpacker(
             file,
             read_size=min(2**20, size),
             max_buffer_size=size,
-            ext_hook=lambda code, data: _array(msgpack, code, data),
+            max_map_len=MOST_ENTRIES,
+            max_array_len=MOST_ENTRIES,
+            object_pairs_hook=pairs,
+            list_hook=check,
+            ext_hook=extension,
             strict_map_key=False,
         )
-
-        def read_value(path: tuple[str, ...]) -> None:
-            start = unpacker.tell()
-            ahead.seek(start)
-            first = ahead.read(1)
-            if first and (0x80 <= first[0] <= 0x8F or first in b"\xde\xdf"):
-                stack.append((path, unpacker.read_map_header(), None))
-            elif first and (0x90 <= first[0] <= 0x9F or first in b"\xdc\xdd"):
-                stack.append((path, unpacker.read_array_header(), 0))
-            else:
-                value = unpacker.unpack()
-                if path in leaves:
-                    raise ValueError(f"the key {'/'.join(path)!r} is there twice")
-                leaves[path] = _Leaf(value, start, unpacker.tell())
-
-        # For each open container: path, number of items left, and the next index of a list.
-        stack: list[tuple[tuple[str, ...], int, int | None]] = []
-        read_value(())
-        if not stack:
-            raise ValueError("it holds no map of parameters")
-        while stack:
-            above, remaining, index = stack.pop()
-            if not remaining:
-                continue
-            if len(stack) > DEEPEST:
-                raise ValueError(f"it is nested more than {DEEPEST} deep")
-            key = unpacker.unpack() if index is None else index
-            if not isinstance(key, str | int):
-                raise ValueError(f"a key is a {type(key).__name__}")
-            stack.append((above, remaining - 1, None if index is None else index + 1))
-            read_value((*above, str(key)))
+        try:
+            tree = unpacker.unpack()
+        except msgpack.StackError as error:
+            raise ValueError("it is nested too deep") from error
         if unpacker.tell() != size:
             raise ValueError(f"{size - unpacker.tell()} bytes follow its end")
-    return leaves
+        if not isinstance(tree, dict):
+            raise ValueError("it holds no map of parameters")
+        return Msgpack(path, tree, msgpack)
 
 
-def _array(msgpack: Any, code: int, data: bytes) -> Any:
-    """Shape, dtype and byte size of an array, whose bytes end at the end of `data`."""
-    if code not in (_ARRAY, _SCALAR):
-        return f"extension {code}"
-    # The header is short; 64 is NumPy's largest rank.
-    head = msgpack.Unpacker(None)
-    head.feed(data[:4096])
-    if head.read_array_header() != 3 or (rank := head.read_array_header()) > 64:
-        raise ValueError("an array does not consist of shape, dtype and bytes")
-    shape = tuple(head.unpack() for _ in range(rank))
-    dtype = head.unpack()
-    if not isinstance(dtype, str) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError("an array has an invalid shape or dtype")
-    start = head.tell()
-    width = {0xC4: 1, 0xC5: 2, 0xC6: 4}.get(data[start] if start < len(data) else 0)
-    if width is None:
-        raise ValueError("an array has no bytes")
-    size = int.from_bytes(data[start + 1 : start + 1 + width], "big")
-    if start + 1 + width + size != len(data):
-        raise ValueError(f"an array claims {size} bytes but does not have them")
-    return _Array(shape, dtype, size)
-
-
-def _to_ranges(path: Path, leaves: dict[tuple[str, ...], _Leaf]) -> Ranges:
-    entries, ranges = [], {}
-    chunked = {keys[:-1] for keys in leaves if keys[-1] == _CHUNKED}
-    for keys in chunked:
-        entry, chunks = _join_chunks(keys, leaves)
-        entries.append(entry)
-        ranges[entry.name] = chunks
-    for keys, (value, start, stop) in leaves.items():
-        if value is None or any(keys[:depth] in chunked for depth in range(len(keys))):
-            continue
-        if isinstance(value, _Array):
-            entry = _entry("/".join(keys), value.shape, value.dtype, value.size)
-            start = stop - value.size
-        else:
-            entry = Entry("/".join(keys), (), None, type(value).__name__, stop - start)
-        entries.append(entry)
-        ranges[entry.name] = [(start, stop)]
-    entries.sort(key=lambda entry: ranges[entry.name])
-    return Ranges(path, KIND, collect(path, entries), ranges)
-
-
-def _entry(name: str, shape: tuple[int, ...], label: str, size: int) -> Entry:
-    dtype = DTYPES.get(label)
-    if dtype is not None and bytes_of(shape, dtype) != size:
-        raise CommandError(
-            f"{printable(name)!r} cannot be read, because it has {size} bytes, and shape {shape} "
-            f"with dtype {label} takes {bytes_of(shape, dtype)}: fetch or save the file again."
-        )
-    return Entry(name, shape, dtype, label, size)
-
-
-def _join_chunks(
-    keys: tuple[str, ...], leaves: dict[tuple[str, ...], _Leaf]
-) -> tuple[Entry, list[tuple[int, int]]]:
-    """Entry and byte ranges of an array that was saved in chunks."""
-
-    def items(key: str) -> list[_Leaf]:
-        by_index = {x[-1]: leaf for x, leaf in leaves.items() if x[:-1] == (*keys, key)}
-        return [by_index[str(i)] for i in range(len(by_index))]
-
-    shape = tuple(leaf.value for leaf in items("shape"))
-    chunks = items("chunks")
-    labels = {leaf.value.dtype for leaf in chunks if isinstance(leaf.value, _Array)}
-    if len(labels) != 1 or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"the chunks of {'/'.join(keys)!r} do not form an array")
-    sizes = [leaf.value.size for leaf in chunks]
-    entry = _entry("/".join(keys), shape, labels.pop(), sum(sizes))
-    return entry, [(x.stop - size, x.stop) for x, size in zip(chunks, sizes, strict=True)]
+def _shape(numbers: Any) -> tuple[int, ...]:
+    if not all(type(n) is int and n >= 0 for n in numbers):
+        raise ValueError("an array has an invalid shape")
+    return tuple(numbers)

@@ -2,20 +2,18 @@
 
 import shutil
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import ml_dtypes
 import numpy as np
 
 from tpgm_jax.cli._checkpoint import (
     DTYPES,
+    Checkpoint,
     Entry,
     Replacement,
     bytes_of,
     check_expansion,
-    collect,
 )
 from tpgm_jax.cli._errors import CommandError, translate_read_errors
 from tpgm_jax.cli._text import printable
@@ -23,40 +21,28 @@ from tpgm_jax.cli._text import printable
 KIND = "npz"
 
 
-def open_npz(path: Path) -> "Npz":
-    with translate_read_errors(path, KIND):
-        archive = zipfile.ZipFile(path)
-        try:
-            return Npz(path, archive)
-        except BaseException:
-            archive.close()
-            raise
-
-
-class Npz:
+class Npz(Checkpoint):
     kind = KIND
 
     def __init__(self, path: Path, archive: zipfile.ZipFile):
-        self.path, self._archive = path, archive
+        self._archive = archive
         self._stored: dict[str, np.dtype] = {}
-        self._members: dict[str, zipfile.ZipInfo] = {}
-        entries = []
-        infos = archive.infolist()
+        infos, stored = archive.infolist(), path.stat().st_size
         if any(info.filename.endswith(".pkl") for info in infos):
             raise CommandError(pickle_message(path))
         for info in infos:
-            check_expansion(path, info.filename, info.file_size, path.stat().st_size)
-            if info.filename.endswith(".npy"):
-                entries.append(self._entry(info))
+            check_expansion(path, info.filename, info.file_size, stored)
+        entries = [self._entry(path, info) for info in infos if info.filename.endswith(".npy")]
         if not entries:
             raise CommandError(
                 f"{path} cannot be read, because it is a zip archive without arrays (.npy): pass a "
                 "file that `numpy.savez` wrote."
             )
-        self.entries = collect(path, entries)
+        super().__init__(path, entries)
 
-    def _entry(self, info: zipfile.ZipInfo) -> Entry:
+    def _entry(self, path: Path, info: zipfile.ZipInfo) -> Entry:
         name = info.filename.removesuffix(".npy")
+        # The header alone, because NumPy allocates what it claims.
         with self._archive.open(info) as file:
             version = np.lib.format.read_magic(file)
             if version == (1, 0):
@@ -64,14 +50,11 @@ class Npz:
             elif version == (2, 0):
                 shape, _, stored = np.lib.format.read_array_header_2_0(file)
             else:
-                raise CommandError(
-                    f"{self.path}: {printable(name)!r} cannot be read, because the version of its "
-                    "header is unknown: save it with `numpy.savez`."
-                )
+                raise ValueError(f"the version of the header of {name!r} is unknown")
             header = file.tell()
         if stored.hasobject:
             raise CommandError(
-                f"{self.path}: {printable(name)!r} is never loaded, because it is an array of "
+                f"{path}: {printable(name)!r} is never loaded, because it is an array of "
                 "Python objects, a pickle that could run any code: save only numbers."
             )
         # NumPy has no name for bfloat16, and writes it as two untyped bytes.
@@ -80,31 +63,23 @@ class Npz:
         size = bytes_of(shape, stored)
         if min(shape, default=0) < 0 or header + size != info.file_size:
             raise CommandError(
-                f"{self.path}: {printable(name)!r} cannot be read, because it has {info.file_size} "
+                f"{path}: {printable(name)!r} cannot be read, because it has {info.file_size} "
                 f"bytes, which do not match shape {shape} and dtype {stored}: fetch or save the "
                 "file again."
             )
-        self._stored[name], self._members[name] = stored, info
+        self._stored[name] = stored
         label = stored.name if dtype is None else dtype.name
         return Entry(name, tuple(shape), dtype, printable(label, 40), size)
 
     def close(self) -> None:
         self._archive.close()
 
-    def expect(self, names: Sequence[str]) -> None:
-        del names  # entries are read independently
-
     def read(self, name: str) -> np.ndarray:
-        with (
-            translate_read_errors(self.path, KIND),
-            self._archive.open(self._members[name]) as file,
-        ):
+        reading = translate_read_errors(self.path, KIND)
+        with reading, self._archive.open(f"{name}.npy") as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
             if file.read(1):  # reading to the end also verifies the checksum
-                raise CommandError(
-                    f"{self.path}: {printable(name)!r} cannot be read, because bytes follow its "
-                    "end: fetch or save the file again."
-                )
+                raise ValueError(f"bytes follow the end of {name!r}")
         dtype = self.entries[name].dtype
         if dtype is None:
             return np.frombuffer(array.tobytes(), np.uint8)
@@ -112,29 +87,37 @@ class Npz:
         native = array.astype(array.dtype.newbyteorder("="), order="C", copy=False)
         return native.view(dtype)
 
-    def save(self, target: Path, replacement: Replacement) -> None:
-        names = {info.filename: name for name, info in self._members.items()}
+    def save(self, target: Path, replacement: Replacement) -> list[str]:
         with zipfile.ZipFile(target, "x", allowZip64=True) as out:
             for old in self._archive.infolist():
                 new = zipfile.ZipInfo(old.filename, old.date_time)
                 new.compress_type, new.external_attr = old.compress_type, old.external_attr
-                name = names.get(old.filename)
-                array = None if name is None else replacement(self.entries[name])
+                entry = self.entries.get(old.filename.removesuffix(".npy"))
+                array = None
+                if entry is not None and old.filename.endswith(".npy"):
+                    array = replacement(entry)
                 # Compression may enlarge incompressible data a little.
-                large = old.file_size > 2**31 - 2**24
-                with out.open(new, "w", force_zip64=large) as file:
-                    if array is None or name is None:
-                        self._copy(old, file)
+                with out.open(new, "w", force_zip64=old.file_size > 2**31 - 2**24) as file:
+                    if array is None or entry is None:
+                        with translate_read_errors(self.path, KIND):
+                            source = self._archive.open(old)
+                        with source:
+                            shutil.copyfileobj(source, file, 2**20)
                     else:
-                        stored = self._stored[name]
+                        stored = self._stored[entry.name]
                         array = array.view(stored) if stored.kind == "V" else array.astype(stored)
                         np.lib.format.write_array(file, array, allow_pickle=False)
+        return []
 
-    def _copy(self, info: zipfile.ZipInfo, out: IO[bytes]) -> None:
-        with translate_read_errors(self.path, KIND):
-            file = self._archive.open(info)
-        with file:
-            shutil.copyfileobj(file, out, 2**20)
+
+def open_npz(path: Path) -> Npz:
+    with translate_read_errors(path, KIND):
+        archive = zipfile.ZipFile(path)
+        try:
+            return Npz(path, archive)
+        except BaseException:
+            archive.close()
+            raise
 
 
 def pickle_message(path: Path) -> str:

@@ -1,19 +1,22 @@
 """The plot of `compare --plot`: the distances of all tensors."""
 
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from tpgm_jax.cli._compare import Measurement
 from tpgm_jax.cli._errors import CommandError, import_optional
+from tpgm_jax.cli._numbers import relative
 from tpgm_jax.cli._text import printable
 
 SUFFIXES = (".png", ".pdf", ".svg")
 # The colour-blind-safe palette of Okabe and Ito.
 STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"))
-# Matplotlib refuses images of 2^16 pixels or more.
-MOST_LABELS = 400
+# More tensors than this are drawn block by block. Matplotlib refuses images of 2^16 pixels.
+MOST_TENSORS, MOST_LABELS = 60, 400
+_BLOCK = re.compile(r".*?\d(?=[./]|$)|[^./]*")  # such as `encoder.layer.11`
 
 
 def check_plot(path: Path) -> None:
@@ -31,7 +34,7 @@ def check_plot(path: Path) -> None:
 
 
 def plot(measurements: Sequence[Measurement], target: Path, suffix: str) -> None:
-    """Draws a row for each tensor, from top to bottom, in three panels.
+    """Draws a row for each tensor, or for each block of many, from top to bottom, in three panels.
 
     Args:
         measurements: tensors and their distances.
@@ -40,15 +43,23 @@ def plot(measurements: Sequence[Measurement], target: Path, suffix: str) -> None
     """
     # `pyplot` would choose a backend for the whole process.
     figures = import_optional("matplotlib.figure")
-    names = [printable(x.entry.name, limit=60) for x in measurements]
+    groups: dict[str, list[Measurement]] = {}
+    for x in measurements:
+        block = _BLOCK.match(x.entry.name) if len(measurements) > MOST_TENSORS else None
+        groups.setdefault(block[0] if block else x.entry.name, []).append(x)
+    names = [printable(name, limit=60) for name in groups]
+    distances = [[x.distance for x in group] for group in groups.values()]
     every = max(1, math.ceil(len(names) / MOST_LABELS))
     height = 1.4 + 0.16 * len(names) / every
     figure = figures.Figure(figsize=(12, height), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
     values = {
-        "mars: largest row": [x.distance.mars_largest for x in measurements],
-        "l2: largest layer": [x.distance.l2_largest for x in measurements],
-        "relative, l2": [x.distance.relative for x in measurements],
+        "mars: largest row": [max(x.mars_largest for x in group) for group in distances],
+        "l2: largest layer": [max(x.l2_largest for x in group) for group in distances],
+        "relative, l2": [
+            relative(sum(x.squares for x in group), sum(x.anchor_squares for x in group))
+            for group in distances
+        ],
     }
     for panel, style, (title, numbers) in zip(axes, STYLES, values.items(), strict=True):
         _panel(panel, style, title, numbers)

@@ -1,19 +1,23 @@
 """Projects or interpolates a fine-tuned checkpoint, tensor by tensor."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from tpgm_jax._core.axes import Layout, Tensor
-from tpgm_jax._core.unit import row_sums, unit_from_sums
+from tpgm_jax._core.axes import Tensor
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry
-from tpgm_jax.cli._compare import Structure
 from tpgm_jax.cli._errors import CommandError
-from tpgm_jax.cli._move import interpolate_tensor, project_tensor, widen_float8
-from tpgm_jax.cli._text import plural, printable
+from tpgm_jax.cli._match import Match, Progress, different
+from tpgm_jax.cli._numbers import (
+    all_finite,
+    anchor_sums,
+    interpolate_tensor,
+    project_tensor,
+    unit_sizes,
+)
+from tpgm_jax.cli._text import listed, plural, printable
 
 # Maps name, anchor and fine-tuned tensor to the new tensor, and to whether it changed.
 Move = Callable[[str, np.ndarray, np.ndarray], tuple[np.ndarray, bool]]
@@ -30,6 +34,8 @@ class Report(NamedTuple):
         copied: name to reason, for tensors copied from the fine-tuned checkpoint.
         left_out: names that only the pre-trained checkpoint has.
         not_finite: moved tensors that contain NaN or infinity.
+        statistics: moved tensors that are statistics or buffers.
+        notes: lines for the user.
     """
 
     out: Path
@@ -38,82 +44,90 @@ class Report(NamedTuple):
     copied: dict[str, str]
     left_out: list[str]
     not_finite: list[str]
+    statistics: list[str]
+    notes: list[str]
 
     def as_json(self) -> dict[str, Any]:
         return {**self._asdict(), "out": str(self.out)}
 
     def as_text(self, verb: str) -> str:
+        by_reason: dict[str, list[str]] = {}
+        for name, reason in self.copied.items():
+            by_reason.setdefault(f"copied, {reason}", []).append(name)
+        moved = set(self.moved)
+        by_reason["left out, only in PRETRAINED"] = self.left_out
+        by_reason["not finite"] = self.not_finite
+        by_reason["statistic or buffer, moved like a weight unless excluded"] = [
+            x for x in self.statistics if x in moved
+        ]
         lines = [
             f"{self.out}: {plural(len(self.moved), 'tensor')} {verb}, {len(self.changed)} changed."
         ]
-        lines += [f"copied, {reason}: {printable(name)}" for name, reason in self.copied.items()]
-        lines += [f"left out, only in PRETRAINED: {printable(name)}" for name in self.left_out]
-        lines += [f"not finite: {printable(name)}" for name in self.not_finite]
-        return "\n".join(lines) + "\n"
+        lines += [line for heading, names in by_reason.items() for line in listed(heading, names)]
+        return "\n".join([*lines, *self.notes]) + "\n"
 
 
-def check_structure(structure: Structure) -> None:
-    """Checks that the checkpoints have parameters in common, and equal shapes.
+def check_match(pretrained: Checkpoint, finetuned: Checkpoint, found: Match, hint: str) -> None:
+    """Checks that the new numbers would make sense.
 
     Raises:
-        CommandError: shapes differ, or there is no parameter in common.
+        CommandError: shapes or kinds of dtype differ; names do not match; quantized weights differ.
     """
-    for name, (w0, w) in structure.shapes.items():
+    exclude = "pass --exclude with its name to copy it from FINETUNED, or pass "
+    for name, (w0, w) in found.shapes.items():
         raise CommandError(
             f"{printable(name)!r} cannot be moved, because it has shape {w0} in PRETRAINED and {w} "
-            "in FINETUNED: pass --exclude with its name to copy it from FINETUNED, or pass "
-            "checkpoints of one model."
+            f"in FINETUNED: {exclude}checkpoints of one model."
         )
-    if not structure.common:
-        names = [x[0] for x in (structure.only_pretrained, structure.only_finetuned) if x]
+    if hint or not found.common:
+        names = [x[0] for x in (found.only_pretrained, found.only_finetuned) if x]
         examples = " and ".join(repr(printable(name)) for name in names) or "nothing"
         raise CommandError(
-            "no tensor can be moved, because the checkpoints have no parameter in common (they "
-            f"have {examples}): pass checkpoints of one model."
+            "PRETRAINED and FINETUNED do not have the same names, but "
+            f"{examples}: {hint or 'rename the parameters, or pass checkpoints of one model'}."
+        )
+    for group in found.quantized:
+        changed = sorted(x for x in group if different(pretrained, finetuned, x))
+        if changed:
+            label = {**pretrained.entries, **finetuned.entries}[changed[0]].label
+            raise CommandError(
+                f"{printable(changed[0])!r} ({label}) cannot be moved, because it is part of "
+                f"quantized weights or an integer matrix ({printable(', '.join(sorted(group)))}) "
+                "and differs: its numbers mean nothing on their own. Dequantize both checkpoints "
+                "first, or pass --exclude with the names to copy them from FINETUNED."
+            )
+    for name, (w0, w) in found.kinds.items():
+        raise CommandError(
+            f"{printable(name)!r} cannot be moved, because it is {printable(w0)} in PRETRAINED and "
+            f"{printable(w)} in FINETUNED: {exclude}checkpoints with the same kinds of dtype."
         )
 
 
 def interpolation(alpha: float) -> Move:
-    """The move to `(1 - alpha) * W0 + alpha * W`."""
+    """A move to `(1 - alpha) * W0 + alpha * W`."""
 
     def move(name: str, anchor: np.ndarray, params: np.ndarray) -> tuple[np.ndarray, bool]:
         del name
-        new = interpolate_tensor(params, anchor, alpha)
-        return new, new.tobytes() != params.tobytes()
+        return interpolate_tensor(params, anchor, alpha)
 
     return move
 
 
 def projection(
-    radius: float,
-    norm: str,
-    unit: str,
-    tensors: Mapping[str, Tensor],
-    pretrained: Checkpoint,
-    finetuned: Checkpoint,
+    radius: float, norm: str, unit: str, tensors: Mapping[str, Tensor], pretrained: Checkpoint
 ) -> Move:
-    """The projection to a ball of this radius.
+    """A move to a ball around the anchor.
 
-    With `unit="anchor"`, this reads all tensors of `pretrained` once to compute the unit.
+    With `unit="anchor"`, reads all tensors of `pretrained` once to compute the unit.
     """
-    layout = Layout(tuple(tensors.values()))
-    wide = any(finetuned.entries[name].label == "float64" for name in tensors)
-    dtype = jnp.dtype("float64" if wide else "float32")
-    radii = np.asarray(radius * jnp.ones(layout.groups, dtype))
+    radii: Mapping[str, np.ndarray]
+    radii = {name: np.full(t.radius_shape, radius, np.float64) for name, t in tensors.items()}
     if unit == "anchor":
-        pretrained.expect(list(tensors))
-        sums = [
-            row_sums(jnp.asarray(widen_float8(pretrained.read(name))), tensor, norm, dtype)
-            for name, tensor in tensors.items()
-        ]
-        radii = np.asarray(radius * unit_from_sums(sums, layout, norm, dtype))
-    by_name, start = {}, 0
-    for name, tensor in tensors.items():
-        by_name[name] = radii[start : start + tensor.groups].reshape(tensor.radius_shape)
-        start += tensor.groups
+        sums = {name: anchor_sums(pretrained.read(name), t, norm) for name, t in tensors.items()}
+        radii = {name: radius * u for name, u in unit_sizes(sums, tensors, norm).items()}
 
     def move(name: str, anchor: np.ndarray, params: np.ndarray) -> tuple[np.ndarray, bool]:
-        return project_tensor(params, anchor, tensors[name], by_name[name], norm)
+        return project_tensor(params, anchor, tensors[name], radii[name], norm)
 
     return move
 
@@ -121,13 +135,12 @@ def projection(
 def project(
     pretrained: Checkpoint,
     finetuned: Checkpoint,
-    structure: Structure,
-    movable: Callable[[Entry], bool],
+    found: Match,
+    movable: set[str],
     move: Move,
-    excluded: Collection[str],
     target: Path,
     out: Path,
-    progress: Callable[[int], object],
+    progress: Progress,
 ) -> Report:
     """Writes the new checkpoint to `target`.
 
@@ -135,37 +148,33 @@ def project(
         pretrained: the anchor.
         finetuned: the fine-tuned checkpoint. The output has its format, names, order, dtypes and
             metadata.
-        structure: entries of both, matched by name.
-        movable: whether an entry is moved; other entries are copied.
+        found: entries of both, matched by name.
+        movable: names of the entries to move; other entries are copied.
         move: computes the new tensor.
-        excluded: names that are copied because of `--exclude`.
         target: the new path to write to.
         out: the path to show in the report.
         progress: called with the number of bytes processed.
     """
-    report = Report(out, [], [], {}, structure.only_pretrained, [])
-    only_finetuned = set(structure.only_finetuned)
+    report = Report(out, [], [], {}, found.only_pretrained, [], found.statistics, [])
+    reasons = {
+        **dict.fromkeys(found.only_finetuned, "only in FINETUNED"),
+        **dict.fromkeys(found.training, "training state"),
+        **dict.fromkeys(found.excluded, "excluded"),
+    }
 
     def replacement(entry: Entry) -> np.ndarray | None:
         progress(entry.size)
         name = entry.name
-        if not movable(entry):
-            if name in excluded:
-                report.copied[name] = "excluded"
-            elif name in only_finetuned:
-                report.copied[name] = "only in FINETUNED"
-            else:
-                report.copied[name] = f"nothing to move ({entry.label})"
+        if name not in movable:
+            report.copied[name] = reasons.get(name, f"nothing to move ({printable(entry.label)})")
             return None
-        params = finetuned.read(name)
-        new, changed = move(name, pretrained.read(name), params)
+        new, changed = move(name, pretrained.read(name), finetuned.read(name))
         report.moved.append(name)
         if changed:
             report.changed.append(name)
-        if not np.all(np.isfinite(new)):
+        if not all_finite(new):
             report.not_finite.append(name)
         return new
 
-    pretrained.expect([name for name, entry in finetuned.entries.items() if movable(entry)])
-    finetuned.save(target, replacement)
+    report.notes.extend(finetuned.save(target, replacement))
     return report

@@ -1,8 +1,6 @@
 """Selection of the tensors to measure, and the axes of their rows."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +10,7 @@ from tpgm_jax._core.axes import Axes, Tensor, make_layout
 from tpgm_jax._core.names import match_pattern
 from tpgm_jax.cli._checkpoint import Entry
 from tpgm_jax.cli._errors import CommandError
+from tpgm_jax.cli._row_rule import weight_rows
 
 ROWS = ("auto", "first", "last")
 
@@ -55,7 +54,7 @@ def excluded_names(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
 
 def tensors(
     entries: Mapping[str, Entry],
-    measurable: Callable[[Entry], bool],
+    measured: Collection[str],
     rows: str = "auto",
     axes: Sequence[tuple[str, Axes]] = (),
 ) -> dict[str, Tensor]:
@@ -63,23 +62,23 @@ def tensors(
 
     Args:
         entries: all entries of a checkpoint, because the shape of a bias gives its kernel's axes.
-        measurable: whether to measure an entry.
+        measured: names of the entries to measure.
         rows: "auto", "first" or "last": the rows of tensors that `axes` does not match.
         axes: patterns and axes; the first match wins.
 
     Raises:
         CommandError: a pattern matches nothing, or its axes do not exist.
     """
+    if not measured:
+        return {}
     arrays = {name: entry for name, entry in entries.items() if entry.dtype is not None}
     aliases = _flax_names(list(arrays))
+    originals = {alias: name for name, alias in aliases.items()}
     shapes = {
         aliases[name]: jax.ShapeDtypeStruct(entry.shape, np.dtype(entry.dtype))
         for name, entry in arrays.items()
     }
-    originals = {alias: name for name, alias in aliases.items()}
-    selected = {name for name, entry in arrays.items() if measurable(entry)}
-    if not selected:
-        return {}
+    by_weight = weight_rows({name: entry.shape for name, entry in arrays.items()})
     declared: dict[str, Axes] = {}
     try:
         for pattern, value in axes:
@@ -88,12 +87,21 @@ def tensors(
 
         def axes_of(alias: str, leaf: Any) -> Axes:
             name = originals[alias]
-            return _fill_rows(declared.get(name, Axes()), name, leaf.ndim, rows)
+            given = declared.get(name, Axes())
+            row = by_weight.get(name) if rows == "auto" else {"first": 0, "last": -1}[rows]
+            return given if given.rows is not None else _outputs(given, row, leaf.ndim)
 
-        layout = make_layout(shapes, lambda alias, leaf: originals[alias] not in selected, axes_of)
+        layout = make_layout(shapes, lambda alias, leaf: originals[alias] not in measured, axes_of)
     except (ValueError, TypeError) as error:
         raise CommandError(str(error)) from error
     return {originals[tensor.name]: tensor for tensor in layout.tensors}
+
+
+def _outputs(axes: Axes, row: int | None, rank: int) -> Axes:
+    """`axes` with the first (0) or last (-1) of the axes that are no layers as its rows."""
+    layers = (axes.layers,) if isinstance(axes.layers, int) else axes.layers
+    rest = [axis for axis in range(rank) if axis not in {x % max(rank, 1) for x in layers}]
+    return axes if row is None or len(rest) < 2 else axes._replace(rows=rest[row])
 
 
 def _flax_names(names: Sequence[str]) -> dict[str, str]:
@@ -102,25 +110,12 @@ def _flax_names(names: Sequence[str]) -> dict[str, str]:
     A box, such as an NNX variable or linen's `Partitioned`, is a level whose only child is `value`.
     """
     aliases = {name: name if "/" in name else name.replace(".", "/") for name in names}
-    below = Counter(
-        str(level) for path in aliases.values() for level in PurePosixPath(path).parents
-    )
-    aliases = {
-        name: box if below[box := path.removesuffix("/value")] == 1 else path
-        for name, path in aliases.items()
-    }
-    distinct = len(set(aliases.values())) == len(aliases)
-    return aliases if distinct else {name: name for name in names}
-
-
-def _fill_rows(axes: Axes, name: str, rank: int, rows: str) -> Axes:
-    """`axes` with its rows filled in, unless they are given or follow Flax's conventions."""
-    if axes.rows is not None:
-        return axes
-    layers = (axes.layers,) if isinstance(axes.layers, int) else axes.layers
-    rest = [axis for axis in range(rank) if axis not in {x % max(rank, 1) for x in layers}]
-    # PyTorch and Equinox put outputs first and use the name `weight`; Flax never does.
-    is_weight = name.replace("/", ".").rpartition(".")[2].endswith("weight")
-    if len(rest) < 2 or (rows == "auto" and not is_weight):
-        return axes
-    return axes._replace(rows=rest[-1] if rows == "last" else rest[0])
+    paths = sorted(aliases.values())
+    boxed = set()
+    for before, path, after in zip(["", *paths], paths, [*paths[1:], ""], strict=False):
+        box = path.removesuffix("value")
+        # Names below the same level are neighbours.
+        if path.endswith("/value") and not (before.startswith(box) or after.startswith(box)):
+            boxed.add(path)
+    short = {x: p.removesuffix("/value") if p in boxed else p for x, p in aliases.items()}
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}

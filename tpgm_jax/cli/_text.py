@@ -1,6 +1,7 @@
 """Escaping of untrusted names for the terminal, and formatting."""
 
 import math
+from collections.abc import Sequence
 
 
 def printable(text: str, limit: int = 200) -> str:
@@ -26,3 +27,10 @@ def finite_or_none(value: float) -> float | None:
 
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(heading: str, names: Sequence[str], most: int = 10) -> list[str]:
+    """A line for each of the first names, and one that counts the rest."""
+    lines = [f"{heading}: {printable(name)}" for name in names[:most]]
+    rest = len(names) - len(lines)
+    return [*lines, f"{heading}: {rest} more"] if rest else lines

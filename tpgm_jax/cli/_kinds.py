@@ -1,0 +1,94 @@
+"""What a tensor is, by name and dtype: a weight, or something to treat otherwise."""
+
+import re
+from collections.abc import Collection, Mapping
+
+from tpgm_jax.cli._checkpoint import Entry
+
+_SEPARATOR = re.compile(r"[./]")
+# The rest of the name `weight_scale_inv` is `weight`, of `scales` or `qzeros` nothing.
+_SCALE = re.compile(
+    r"_?(?:q?scales?|q?zeros?|zero_?points?|(?:nested_)?absmax|amax|(?:nested_)?quant_(?:map|state)"
+    r"|scb|g_idx|bitsandbytes.*)(?:_inv|_\w?\w?\w?\d+)?\Z",
+    re.IGNORECASE,
+)
+_STATISTIC = re.compile(
+    r"running_\w+|moving_\w+|num_batches_tracked|\w*weight_u|_[uv]|inv_freq|\w*mask\w*"
+    r"|position_ids|\w*count(?:er)?|steps?|\w*relative_position_index",
+    re.IGNORECASE,
+)
+
+_PACKED = ("int2", "int4", "uint2", "uint4", "F4", "F6_E2M3", "F6_E3M2", "float4_e2m1fn")
+
+
+def training_state(names: Collection[str]) -> set[str]:
+    """Names of optimizer states, such as Adam's moments.
+
+    These are all names under `opt_state`. The names `mu` and `nu` alone may be a model's own, so
+    they count only together, or beside the `count` or `params` of a saved state.
+    """
+    children: dict[str, set[str]] = {}
+    for name in names:
+        parts = _SEPARATOR.split(name)
+        for i, part in enumerate(parts):
+            if part in ("mu", "nu", "count", "params"):
+                children.setdefault("/".join(parts[:i]), set()).add(part)
+    found = set()
+    for name in names:
+        parts = _SEPARATOR.split(name)
+        moments = (
+            part in ("mu", "nu") and len(children["/".join(parts[:i])]) > 1
+            for i, part in enumerate(parts)
+        )
+        if any(part in ("opt_state", "optimizer_state") for part in parts) or any(moments):
+            found.add(name)
+    return found
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor is a statistic or a buffer: nothing that the gradient moves."""
+    *above, leaf = _SEPARATOR.split(name)
+    return bool(_STATISTIC.fullmatch(leaf)) or "batch_stats" in above
+
+
+def quantized_groups(entries: Mapping[str, Entry]) -> list[set[str]]:
+    """Groups of tensors that mean numbers only together: quantized weights and their scales.
+
+    A group is an integer or float8 tensor with the scales and zero points beside or below it.
+    Tensors of less than 8 bits, exponents (E8M0) and integer matrices are groups on their own.
+    """
+    scales: dict[str, list[tuple[str, str]]] = {}  # module to names of scales and what they scale
+    for name in entries:
+        parent, leaf = _split(name)
+        scale = _SCALE.search(leaf)
+        if scale:
+            scales.setdefault(parent, []).append((name, leaf[: scale.start()]))
+            if _SCALE.fullmatch(_split(parent)[1]):  # such as `weight.quant_state.bitsandbytes`
+                scales.setdefault(_split(parent)[0], []).append((name, ""))
+    groups = []
+    for name, entry in entries.items():
+        packed = entry.label in _PACKED
+        narrow = entry.kind == "float" and entry.dtype is not None and entry.dtype.itemsize == 1
+        integer = entry.kind == "int" and entry.dtype is not None and entry.dtype.itemsize < 8
+        if not (packed or narrow or integer) or is_statistic(name):
+            continue
+        parent, leaf = _split(name)
+        if leaf == "key" or "rng" in name:  # random keys
+            continue
+        related = {
+            x
+            for x, stem in scales.get(parent, ())
+            if stem in leaf or leaf in stem or stem in ("input", "output")
+        }
+        related |= {x for x, _ in scales.get(name, ())}
+        if narrow:  # a float8 model has norms called `scale`, of the same dtype
+            related = {x for x in related if entries[x].dtype != entry.dtype}
+        alone = packed or "e8m0" in entry.label or (integer and len(entry.shape) > 1)
+        if alone or (related - {name} and entry.shape):
+            groups.append({name, *related})
+    return groups
+
+
+def _split(name: str) -> tuple[str, str]:
+    at = max(name.rfind("."), name.rfind("/"))
+    return name[: max(at, 0)], name[at + 1 :]

@@ -1,0 +1,225 @@
+"""The arithmetic of one tensor, in NumPy and block by block: distances and new values.
+
+Not with the library's own functions, because JAX compiles a program for each shape, and a
+checkpoint may have hundreds. The results agree with the library's to rounding.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tpgm_jax._core.axes import Tensor
+
+# Entries per block, so that copies stay in the processor's cache.
+BLOCK = 2**17
+# Added to norms that divide, as in the library.
+EPSILON = 1e-8
+
+
+class Distance(NamedTuple):
+    """Distance of a tensor `W` from its anchor `W0`, with `d = W - W0`.
+
+    Attributes:
+        mars_largest: largest sum of `|d|` over a row. A projection with at least this radius, in
+            the norm "mars", does not change `W`.
+        mars_mean: mean over rows of the sum of `|d|`.
+        l2_largest: largest `sqrt(sum of d^2)` over a layer; a tensor is one layer unless it stacks
+            several.
+        l2_mean: mean over layers of `sqrt(sum of d^2)`.
+        squares: sum of `d^2`.
+        anchor_squares: sum of `W0^2`.
+        not_finite: number of entries of `d` that are NaN or infinite.
+    """
+
+    mars_largest: float
+    mars_mean: float
+    l2_largest: float
+    l2_mean: float
+    squares: float
+    anchor_squares: float
+    not_finite: int
+
+    @property
+    def relative(self) -> float:
+        """`||W - W0|| / ||W0||` in the l2 norm; NaN if the anchor is zero."""
+        return relative(self.squares, self.anchor_squares)
+
+
+def relative(squares: float, anchor_squares: float) -> float:
+    return math.sqrt(squares / anchor_squares) if anchor_squares > 0 else math.nan
+
+
+def distance(params: np.ndarray, anchor: np.ndarray, tensor: Tensor) -> Distance:
+    """Measures one tensor, in float64.
+
+    Args:
+        params: the fine-tuned tensor.
+        anchor: the pre-trained tensor, of the same shape.
+        tensor: rows and layers of the tensor.
+    """
+    anchor_squares, not_finite = 0.0, 0
+
+    def displacement(block: tuple[Any, ...]) -> np.ndarray:
+        nonlocal anchor_squares, not_finite
+        w0 = anchor[block].astype(np.float64)
+        d = params[block].astype(np.float64)
+        d -= w0
+        if not np.isfinite(d.sum()):
+            # Equal infinities, as in an attention mask, have not moved.
+            d[np.isinf(w0) & (params[block].astype(np.float64) == w0)] = 0
+            not_finite += int(d.size - np.count_nonzero(np.isfinite(d)))
+        # Not `vdot`, which waits for threads on a busy machine.
+        anchor_squares += float(np.square(w0, out=w0).sum())
+        return d
+
+    with np.errstate(all="ignore"):  # non-finite entries are counted; the sums may be NaN
+        sums, squares = _row_sums(displacement, tensor, (1, 2))
+        lengths = np.sqrt(np.sum(squares, axis=tensor.rows))
+        return Distance(
+            mars_largest=float(np.max(sums)),
+            mars_mean=float(np.mean(sums)),
+            l2_largest=float(np.max(lengths)),
+            l2_mean=float(np.mean(lengths)),
+            squares=float(np.sum(squares)),
+            anchor_squares=anchor_squares,
+            not_finite=not_finite,
+        )
+
+
+def _row_sums(
+    read: Callable[[tuple[Any, ...]], np.ndarray], tensor: Tensor, powers: Sequence[int]
+) -> list[np.ndarray]:
+    """Sums of `|x|` (power 1) or `x^2` (power 2) over each row of what `read` returns by block."""
+    per_row = [1 if axis in tensor.inputs else n for axis, n in enumerate(tensor.shape)]
+    totals = [np.zeros(per_row) for _ in powers]
+    for block in _blocks(tensor.shape):
+        x = read(block)
+        # A row may span several blocks along its inputs.
+        rows = tuple(slice(None) if axis in tensor.inputs else k for axis, k in enumerate(block))
+        for total, power in zip(totals, powers, strict=True):
+            (np.abs if power == 1 else np.square)(x, out=x)
+            total[rows] += np.add.reduce(x, tensor.inputs, dtype=np.float64, keepdims=True)
+    return totals
+
+
+def project_tensor(
+    params: np.ndarray, anchor: np.ndarray, tensor: Tensor, radius: np.ndarray, norm: str
+) -> tuple[np.ndarray, bool]:
+    """`W0 + min(1, r / n) * (W - W0)`, as `tpgm_jax.project_to_anchor` computes it.
+
+    Args:
+        params: the fine-tuned tensor. It is overwritten if it can be.
+        anchor: the pre-trained tensor.
+        tensor: rows and layers of the tensor.
+        radius: radii, of shape `tensor.radius_shape`.
+        norm: "mars" or "l2".
+
+    Returns:
+        The projected tensor, and whether any part of it was outside its ball.
+    """
+    dtype = _wide(params.dtype)
+
+    def displacement(block: tuple[Any, ...]) -> np.ndarray:
+        d = params[block].astype(dtype)
+        d -= anchor[block].astype(dtype, copy=False)
+        return d
+
+    with np.errstate(all="ignore"):
+        (n,) = _row_sums(displacement, tensor, (1,) if norm == "mars" else (2,))
+        if norm == "l2":
+            n = np.sqrt(n.sum(axis=tensor.rows, keepdims=True))
+        n = np.minimum(n, np.finfo(dtype).max) + EPSILON
+        ratio = (np.where(radius > n, n, radius) / n).astype(dtype)
+        outside = bool(np.any(ratio != 1))
+        new = params if params.flags.writeable or not outside else params.copy()
+        whole = np.broadcast_to(ratio, tensor.shape)
+        for block in _blocks(tensor.shape) if outside else ():
+            d = displacement(block)
+            d *= whole[block]
+            d += anchor[block].astype(dtype, copy=False)
+            # Rows inside the ball stay as they are, bit for bit.
+            np.copyto(new[block], d.astype(params.dtype), where=whole[block] != 1)
+    return new, outside
+
+
+def interpolate_tensor(
+    params: np.ndarray, anchor: np.ndarray, alpha: float
+) -> tuple[np.ndarray, bool]:
+    """`W0 + alpha * (W - W0)`, as `tpgm_jax.interpolate` computes it, and whether it differs.
+
+    `params` is overwritten if it can be.
+    """
+    if alpha == 1:  # `0 * inf` is NaN, and `-0.0 + 0.0` is `0.0`
+        return params, False
+    dtype, changed = _wide(params.dtype), False
+    a = np.finfo(dtype).dtype.type(alpha)
+    new = params if params.flags.writeable else params.copy()
+    with np.errstate(all="ignore"):
+        for block in _blocks(params.shape):
+            old, w0 = params[block], anchor[block].astype(dtype, copy=False)
+            mixed = w0 if alpha == 0 else w0 + a * (old.astype(dtype) - w0)
+            moved = np.ascontiguousarray(mixed.astype(params.dtype))
+            # Bytes, because NaN != NaN.
+            changed = changed or moved.tobytes() != np.ascontiguousarray(old).tobytes()
+            new[block] = moved
+    return new, changed
+
+
+def all_finite(array: np.ndarray) -> bool:
+    return all(bool(np.all(np.isfinite(array[block]))) for block in _blocks(array.shape))
+
+
+def anchor_sums(anchor: np.ndarray, tensor: Tensor, norm: str) -> np.ndarray:
+    """The sum of `|W0|`, or of its square for "l2", over each group: `radius_shape`."""
+    powers = (1,) if norm == "mars" else (2,)
+    (sums,) = _row_sums(lambda block: anchor[block].astype(np.float64), tensor, powers)
+    return np.sum(sums, axis=tensor.rows, keepdims=True)
+
+
+def unit_sizes(
+    sums: Mapping[str, np.ndarray], tensors: Mapping[str, Tensor], norm: str
+) -> dict[str, np.ndarray]:
+    """The unit "anchor" of each group, as `tpgm_jax._core.unit` defines it.
+
+        mars:  U = mean over rows of N(W0)    l2:  U = N(W0)                 kernels
+               U = n * mean |W0|                   U = sqrt(n * mean W0^2)   a single row
+
+    The means in the second line are over all numbers of all kernels.
+
+    Args:
+        sums: `anchor_sums` of each tensor.
+        tensors: rows and layers of each tensor.
+        norm: "mars" or "l2".
+    """
+    typical = [name for name, tensor in tensors.items() if tensor.rows] or list(tensors)
+    count = sum(math.prod(tensors[name].shape) for name in typical)
+    mean = sum(float(np.sum(sums[name])) for name in typical) / max(count, 1)
+    mean = mean if mean > 0 else 1.0  # if all anchors are zero, there is no scale
+    power, units = 1 if norm == "mars" else 2, {}
+    for name, tensor in tensors.items():
+        rows = tensor.row_count(norm)
+        size = math.prod(tensor.shape) / tensor.groups / rows
+        own, usual = (sums[name] / rows) ** (1 / power), (size * mean) ** (1 / power)
+        units[name] = np.where((own > 0) & bool(tensor.rows), own, usual)
+    return units
+
+
+def _wide(dtype: np.dtype) -> np.dtype:
+    """The dtype to compute in: float32 for narrower floats, otherwise the same."""
+    return dtype if dtype.kind == "c" or dtype.itemsize > 4 else np.dtype(np.float32)
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[Any, ...]]:
+    """Slices along one axis of an array, of about `BLOCK` entries each."""
+    size = math.prod(shape)
+    if size <= BLOCK:
+        yield (slice(None),) * len(shape) or (...,)
+        return
+    # The first axis if it divides finely enough, because its slices are contiguous.
+    axis = 0 if size // shape[0] <= BLOCK else int(np.argmax(shape))
+    step = max(1, BLOCK * shape[axis] // size)
+    for start in range(0, shape[axis], step):
+        part = slice(start, start + step)
+        yield tuple(part if i == axis else slice(None) for i in range(len(shape)))
