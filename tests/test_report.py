@@ -37,7 +37,7 @@ def slopes(t):
 def run(make):
     """Parameters and state after some steps of a transformation."""
     params, tx = numbers(dtype=jnp.float32), make()
-    step, state = make_step(tx, held_out_loss=loss), tx.init(params)
+    step, state, before = make_step(tx, held_out_loss=loss), tx.init(params), params
     for _ in range(STEPS):
         before = params
         params, state = step(params, state, slopes(5))
