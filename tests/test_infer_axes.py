@@ -19,7 +19,7 @@ from flax_modules import (
     each,
     linen_shapes,
     square,
-    stack,
+    stack_rows,
 )
 from jax import lax
 
@@ -622,7 +622,7 @@ def rows_of(params, axes):
 
 # Names and shapes do not show these; uses do. A batch axis of a product stacks layers.
 SHOWN_BY_USE = {
-    "batched": stack(0, DENSE),
+    "batched": stack_rows(0, DENSE),
     "undeclared without bias": {"kernel": each(-3, -1)},
 }
 
