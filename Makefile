@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 # Tests that compare numbers. `make test` compiles them without most of XLA's optimisations,
 # `make test-optimized` with them.
 NUMERIC := golden reference random_trees projection ftp tpgm spd baselines compact interpolate \
-	anchors unit state hostile
+	anchors unit state hostile stacks misuse
 
 .PHONY: help demo pod test test-all test-optimized lint wheel docs bench bench-scaling bench-compact bench-robustness bench-activity bench-tpu bench-gpu clean
 
