@@ -51,7 +51,8 @@ def stored_displacement(
     leaves = [jnp.asarray(to_device(x)) for x in problem.spec.layout.constrained(stored)]
     c = [x.astype(wide_dtype(x)) for x in leaves]
     n = [x + EPSILON for x in row_norms]
-    return Previous(c, n, problem.displacements(), [jnp.zeros_like(x) for x in n])
+    floors = problem.spread(jnp.zeros(problem.spec.layout.groups, problem.radii_dtype))
+    return Previous(c, n, problem.displacements(), floors)
 
 
 def recover_displacement(problem: Problem, radii: list[jax.Array], first: jax.Array) -> Previous:

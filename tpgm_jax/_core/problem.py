@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from tpgm_jax._core import radii as _radii
 from tpgm_jax._core.anchor import check_numbers, init_anchor, resolve_anchor
@@ -25,7 +26,15 @@ from tpgm_jax._core.ball import (
 from tpgm_jax._core.finite import finite_or_zero, select, zero_unless
 from tpgm_jax._core.names import Nothing, by_name, closest
 from tpgm_jax._core.spec import Options, Spec, check_fingerprint, check_same_spec, fingerprint
-from tpgm_jax._core.stacks import Kind, gather, make_kinds, spread, sum_leaves, unstack
+from tpgm_jax._core.stacks import (
+    Kind,
+    gather,
+    make_kinds,
+    reshard_like,
+    spread,
+    sum_leaves,
+    unstack,
+)
 from tpgm_jax._core.unit import divisor, unit_sizes
 
 
@@ -79,8 +88,17 @@ def _initial_row_norms(spec: Spec, params: optax.Params) -> Any:
         problem = Problem(spec, params, params, w, w, w)
         return problem.norms(problem.displacements())
 
-    shapes = jax.eval_shape(compute, spec.layout.constrained(params))
+    w = spec.layout.constrained(params)
+    # Zeros of a sharded array have its sharding. A jitted step can only reuse the memory of donated
+    # arrays if these are sharded like its results.
+    if any(isinstance(x, jax.Array) and not isinstance(x, Tracer) and _is_sharded(x) for x in w):
+        return tuple(jnp.zeros_like(x) for x in compute(w))
+    shapes = jax.eval_shape(compute, w)
     return tuple(jnp.zeros(x.shape, x.dtype, device=x.sharding) for x in shapes)
+
+
+def _is_sharded(array: jax.Array) -> bool:
+    return len(array.sharding.device_set) > 1
 
 
 @dataclass(frozen=True)
@@ -130,7 +148,10 @@ class Problem:
     def row_norms(self, state: Any, sizes: list[jax.Array], update: jax.Array) -> Any:
         """The next field `row_norms`: `sizes` if `update`, else those of `state`."""
         # A state for a tree without leaves has an array instead of a tuple, see `initial_radii`.
-        return select(update, tuple(sizes), state.row_norms) if self.kinds else state.row_norms
+        if not self.kinds:
+            return state.row_norms
+        pairs = zip(sizes, state.row_norms, strict=True)
+        return select(update, tuple(reshard_like(*pair) for pair in pairs), state.row_norms)
 
     def inner_products(self, x: list[jax.Array], y: list[jax.Array]) -> list[jax.Array]:
         """Stacks of `<x, y>`, shaped like `norms`."""

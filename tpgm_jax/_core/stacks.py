@@ -166,3 +166,9 @@ def replicate(array: jax.Array) -> jax.Array:
     return jax.sharding.reshard(
         array, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     )
+
+
+def reshard_like(array: jax.Array, like: jax.Array) -> jax.Array:
+    """`array` with the sharding of `like` over explicit axes."""
+    old, new = jax.typeof(array).sharding, jax.typeof(like).sharding
+    return array if old.spec == new.spec else jax.sharding.reshard(array, new)
