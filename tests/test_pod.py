@@ -59,9 +59,10 @@ def test_a_complete_run_is_not_repeated(full_run, capsys):
     assert_equal(load_checkpoint(folder, SETTINGS.steps), before)
 
 
-def test_a_checkpoint_of_another_norm_is_refused_although_its_shapes_fit(full_run, monkeypatch):
-    monkeypatch.setattr(tpgm_jax, "ftp", functools.partial(tpgm_jax.ftp, norm="l2"))
-    with pytest.raises(ValueError, match="`norm` was 'mars'"):
+def test_a_checkpoint_of_other_options_is_refused_although_its_shapes_fit(full_run, monkeypatch):
+    other = functools.partial(tpgm_jax.ftp, anchor_dtype="bfloat16")
+    monkeypatch.setattr(tpgm_jax, "ftp", other)
+    with pytest.raises(ValueError, match="`anchor_dtype` was different"):
         load_checkpoint(full_run[0], SETTINGS.steps)
 
 
