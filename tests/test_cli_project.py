@@ -176,3 +176,14 @@ def test_nan_is_copied_and_reported(tmp_path, capsys):
     assert report["not_finite"] == ["gain"]
     assert np.isnan(received["gain"])
     assert np.all(np.isfinite(received["block_10/kernel"]))
+
+
+@pytest.mark.parametrize(
+    "args", [("--alpha", 0.3), ("--radius", 0.1), ("--radius", 0.1, "--norm", "l2")]
+)
+def test_equal_infinities_stay_as_they_are(args, tmp_path, capsys):
+    w0, w = weights(0), weights(1)
+    mask = np.where(np.tri(3) > 0, 0.0, -np.inf).astype(np.float32)
+    w0["mask"] = w["mask"] = mask
+    received, _ = run(tmp_path, capsys, ".safetensors", w0, w, *args)
+    np.testing.assert_array_equal(received["mask"], mask)

@@ -8,14 +8,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from tpgm_jax._core.axes import Tensor
+from tpgm_jax._core.axes import Layout, Tensor
+from tpgm_jax._core.ball import EPSILON
+from tpgm_jax._core.unit import unit_from_sums
 
 # Entries per block, so that copies stay in the processor's cache.
 BLOCK = 2**17
-# Added to norms that divide, as in the library.
-EPSILON = 1e-8
 
 
 class Distance(NamedTuple):
@@ -64,11 +65,8 @@ def distance(params: np.ndarray, anchor: np.ndarray, tensor: Tensor) -> Distance
     def displacement(block: tuple[Any, ...]) -> np.ndarray:
         nonlocal anchor_squares, not_finite
         w0 = anchor[block].astype(np.float64)
-        d = params[block].astype(np.float64)
-        d -= w0
+        d = _displacement(params[block], w0)
         if not np.isfinite(d.sum()):
-            # Equal infinities, as in an attention mask, have not moved.
-            d[np.isinf(w0) & (params[block].astype(np.float64) == w0)] = 0
             not_finite += int(d.size - np.count_nonzero(np.isfinite(d)))
         # Not `vdot`, which waits for threads on a busy machine.
         anchor_squares += float(np.square(w0, out=w0).sum())
@@ -86,6 +84,15 @@ def distance(params: np.ndarray, anchor: np.ndarray, tensor: Tensor) -> Distance
             anchor_squares=anchor_squares,
             not_finite=not_finite,
         )
+
+
+def _displacement(w: np.ndarray, w0: np.ndarray) -> np.ndarray:
+    """`W - W0`, in the dtype of `w0`. Equal infinities, such as in an attention mask, give 0."""
+    w = w.astype(w0.dtype, copy=False)
+    d = np.asarray(w - w0)  # also of scalars
+    if not np.isfinite(d.sum()):
+        d[w == w0] = 0
+    return d
 
 
 def _row_sums(
@@ -122,9 +129,7 @@ def project_tensor(
     dtype = _wide(params.dtype)
 
     def displacement(block: tuple[Any, ...]) -> np.ndarray:
-        d = params[block].astype(dtype)
-        d -= anchor[block].astype(dtype, copy=False)
-        return d
+        return _displacement(params[block], anchor[block].astype(dtype, copy=False))
 
     with np.errstate(all="ignore"):
         (n,) = _row_sums(displacement, tensor, (1,) if norm == "mars" else (2,))
@@ -159,7 +164,7 @@ def interpolate_tensor(
     with np.errstate(all="ignore"):
         for block in _blocks(params.shape):
             old, w0 = params[block], anchor[block].astype(dtype, copy=False)
-            mixed = w0 if alpha == 0 else w0 + a * (old.astype(dtype) - w0)
+            mixed = w0 if alpha == 0 else w0 + a * _displacement(old, w0)
             moved = np.ascontiguousarray(mixed.astype(params.dtype))
             # Bytes, because NaN != NaN.
             changed = changed or moved.tobytes() != np.ascontiguousarray(old).tobytes()
@@ -181,29 +186,14 @@ def anchor_sums(anchor: np.ndarray, tensor: Tensor, norm: str) -> np.ndarray:
 def unit_sizes(
     sums: Mapping[str, np.ndarray], tensors: Mapping[str, Tensor], norm: str
 ) -> dict[str, np.ndarray]:
-    """The unit "anchor" of each group, as `tpgm_jax._core.unit` defines it.
-
-        mars:  U = mean over rows of N(W0)    l2:  U = N(W0)                 kernels
-               U = n * mean |W0|                   U = sqrt(n * mean W0^2)   a single row
-
-    The means in the second line are over all numbers of all kernels.
-
-    Args:
-        sums: `anchor_sums` of each tensor.
-        tensors: rows and layers of each tensor.
-        norm: "mars" or "l2".
-    """
-    typical = [name for name, tensor in tensors.items() if tensor.rows] or list(tensors)
-    count = sum(math.prod(tensors[name].shape) for name in typical)
-    mean = sum(float(np.sum(sums[name])) for name in typical) / max(count, 1)
-    mean = mean if mean > 0 else 1.0  # if all anchors are zero, there is no scale
-    power, units = 1 if norm == "mars" else 2, {}
-    for name, tensor in tensors.items():
-        rows = tensor.row_count(norm)
-        size = math.prod(tensor.shape) / tensor.groups / rows
-        own, usual = (sums[name] / rows) ** (1 / power), (size * mean) ** (1 / power)
-        units[name] = np.where((own > 0) & bool(tensor.rows), own, usual)
-    return units
+    """The unit "anchor" of each group, of `radius_shape`, from the `anchor_sums` of each tensor."""
+    layout = Layout(tuple(tensors.values()))
+    largest = np.finfo(np.float32).max  # of what JAX computes with
+    arrays = [jnp.asarray(np.minimum(sums[name], largest), jnp.float32) for name in tensors]
+    units = np.asarray(unit_from_sums(arrays, layout, norm, jnp.dtype(jnp.float32)), np.float64)
+    parts = np.split(units, np.cumsum([tensor.groups for tensor in tensors.values()])[:-1])
+    pairs = zip(tensors.items(), parts, strict=True)
+    return {name: part.reshape(tensor.radius_shape) for (name, tensor), part in pairs}
 
 
 def _wide(dtype: np.dtype) -> np.dtype:

@@ -81,9 +81,8 @@ def _parse(rule: str) -> Callable[[str], str]:
             raise ValueError("it does not start with s and end with the separator or g")
         compiled = re.compile(regex)
         count = 0 if flags else 1
-        apply = lambda name: compiled.sub(replacement, name, count=count)  # noqa: E731
-        apply("")  # also checks the replacement
-        return apply
+        compiled.sub(replacement, "", count=count)  # checks the replacement
+        return lambda name: compiled.sub(replacement, name, count=count)
     except (ValueError, re.error) as error:
         raise CommandError(
             f"--rename {rule!r} is not s/REGEX/REPLACEMENT/, because {error}: to remove a prefix, "
