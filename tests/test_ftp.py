@@ -214,3 +214,23 @@ def test_stacked_layers_equal_separate_layers():
         list(tpgm_jax.radii(apart_state, apart).values()),
         rtol=1e-5,
     )
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_schedule_of_k_in_float64_leaves_the_types_of_the_state_alone():
+    params = {"kernel": jnp.ones((3, 2), jnp.float32)}
+    tx = tpgm_jax.ftp(optax.sgd(0.1), k=lambda step: jnp.asarray(0.5, jnp.float64))
+    state = tx.init(params)
+    _, after = tx.update(params, state, params)
+    assert jax.tree.map(jnp.result_type, after) == jax.tree.map(jnp.result_type, state)
+
+
+@pytest.mark.usefixtures("x64")
+def test_float64_parameters_keep_their_precision_beside_an_anchor_of_fewer_bits():
+    # Inside the ball the update is the base optimizer's. Worked by hand: -0.1 for each number.
+    rng = np.random.default_rng(0)
+    params = {"kernel": jnp.asarray(rng.normal(size=(3, 2)))}
+    tx: Any = tpgm_jax.ftp(optax.sgd(0.1), initial_radius=100.0, anchor_dtype=jnp.float32)
+    updates, _ = tx.update({"kernel": jnp.ones((3, 2))}, tx.init(params), params)
+    # A few float64 roundings of numbers of about 1.
+    np.testing.assert_allclose(updates["kernel"], -0.1, rtol=1e-13)

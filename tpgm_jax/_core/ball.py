@@ -98,5 +98,5 @@ def scaled_update(
     parameter-sized array alive until the norms are known.
     """
     # `u - (1 - ratio) * c` is shorter, but cancels if `u` is much larger than the radius.
-    scaled = displacement(anchor, params) + ratio * c
+    scaled = ratio * c - displacement(params, anchor)
     return scaled.astype(params.dtype)

@@ -39,6 +39,16 @@ def radius_optimizer_or_default(optimizer: Any) -> optax.GradientTransformationE
     return with_extra_args(_PUBLISHED if optimizer is None else optimizer, "radius_optimizer")
 
 
+def check_optimizer_state(expected: Any, received: Any, argument: str) -> None:
+    """Raises if a state does not have the structure of the state that the optimizer makes."""
+    if jax.tree.structure(received) != jax.tree.structure(expected):
+        raise ValueError(
+            f"the state was made with another `{argument}`, because its structure is "
+            f"{jax.tree.structure(received)}, where {jax.tree.structure(expected)} is expected: "
+            "build the transformation with the optimizer of the checkpoint, or call `init` again."
+        )
+
+
 def check_choice(value: Any, choices: Any, argument: str) -> None:
     """`value` must be one of a `Literal` type's `choices`."""
     if value not in get_args(choices):

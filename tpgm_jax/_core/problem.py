@@ -23,6 +23,7 @@ from tpgm_jax._core.ball import (
     scaled_update,
     shrinkage,
 )
+from tpgm_jax._core.checks import check_optimizer_state
 from tpgm_jax._core.finite import finite_or_zero, select, zero_unless
 from tpgm_jax._core.names import Nothing, by_name, closest
 from tpgm_jax._core.spec import Options, Spec, check_fingerprint, check_same_spec, fingerprint
@@ -52,7 +53,7 @@ def initial_fields(options: Options, params: optax.Params) -> dict[str, Any]:
 def initial_radii(
     fields: dict[str, Any], params: optax.Params, optimizer: optax.GradientTransformation
 ) -> dict[str, Any]:
-    """The fields of a new state that have to do with learned radii.
+    """The fields of a new state for learned radii.
 
     Args:
         fields: the `initial_fields`.
@@ -218,7 +219,7 @@ class Problem:
             updates, base_state = base.update(gradients, base_state, self.params, **extra_args)
         except Exception:
             expected = jax.eval_shape(base.init, self.params)
-            _radii.check_optimizer_state(expected, base_state, "base_optimizer")
+            check_optimizer_state(expected, base_state, "base_optimizer")
             raise
         layout = self.spec.layout
         u = finite_or_zero(finite, layout.constrained(updates))

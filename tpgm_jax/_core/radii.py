@@ -14,6 +14,7 @@ import optax
 
 from tpgm_jax._core.axes import Layout
 from tpgm_jax._core.ball import wide_dtype
+from tpgm_jax._core.checks import check_optimizer_state
 from tpgm_jax._core.finite import all_finite, select, stays_finite
 
 # Lower bound of a radius (0 only if the tensor has not moved). At 0 the projection would lose the
@@ -79,13 +80,3 @@ def descend(
     taken = all_finite([gradient]) & stays_finite(new, old)
     radii, optimizer_state = select(taken, new, old)
     return radii, optimizer_state, taken
-
-
-def check_optimizer_state(expected: Any, received: Any, argument: str) -> None:
-    """Raises if a state has not the structure of the state that the optimizer makes."""
-    if jax.tree.structure(received) != jax.tree.structure(expected):
-        raise ValueError(
-            f"the state was made with another `{argument}`, because its structure is "
-            f"{jax.tree.structure(received)}, where {jax.tree.structure(expected)} is expected: "
-            "build the transformation with the optimizer of the checkpoint, or call `init` again."
-        )

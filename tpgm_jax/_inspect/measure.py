@@ -51,8 +51,12 @@ def measure(states: Sequence[Any], params: list[list[Any]], anchors: list[list[A
     """
     on_device = []
     for state, w, w0 in zip(states, params, anchors, strict=True):
-        spec, leaves = state.spec, zip(w, w0, state.spec.layout.tensors, strict=True)
-        measured = [_measure_leaf(_How(t._replace(name=""), spec), x, y) for x, y, t in leaves]
+        norm, memory = state.spec.norm, state.spec.memory
+        measured = [
+            # Without its name, so that equal leaves share a program.
+            _program(_replicated_over(x), tensor._replace(name=""), norm, memory)(x, y)
+            for x, y, tensor in zip(w, w0, state.spec.layout.tensors, strict=True)
+        ]
         fields = [getattr(state, x, ()) for x in ("radii", "row_norms", "unit_size")]
         on_device.append((measured, [list(map(_replicate, jax.tree.leaves(x))) for x in fields]))
     on_host = jax.device_get(on_device)
@@ -90,26 +94,17 @@ def _numbers(spec: Spec, params: list[Any], measured: list[Any], fields: list[An
     return Numbers(*columns, *learned)
 
 
-class _How(NamedTuple):
-    """How a leaf is measured. Without its name, so that equal leaves share a program. Static."""
-
-    tensor: Tensor
-    spec: Spec
-
-
-def _measure_leaf(how: _How, w: Any, w0: Any) -> jax.Array:
-    """`[4, groups]`: the first four of `Numbers`."""
-    return _program(_replicated_over(w), how.tensor, how.spec.norm, how.spec.memory)(w, w0)
-
-
 @functools.lru_cache(maxsize=1000)
 def _program(out_sharding: Any, tensor: Tensor, norm: str, memory: str) -> Any:
+    """A jitted function of a leaf and its anchor to the first four `Numbers`, `[4, groups]`."""
+
     def compute(w: Any, w0: Any) -> jax.Array:
         w = jnp.asarray(to_device(w))
         w0 = jnp.zeros_like(w) if w0 is None else jnp.asarray(to_device(w0))
         d = displacement(w, w0)
-        floors = row_floors(w, w0, tensor, norm) if memory == "compact" else jnp.zeros_like(d)
-        rows = [norms(d, tensor, norm), norms(w.astype(d.dtype), tensor, norm), floors]
+        n = norms(d, tensor, norm)
+        floors = row_floors(w, w0, tensor, norm) if memory == "compact" else jnp.zeros_like(n)
+        rows = [n, norms(w.astype(d.dtype), tensor, norm), floors]
         axes = (*tensor.inputs, *tensor.rows)
         columns = [jnp.max(x, axis=axes) for x in rows]
         columns.append(jnp.sum(row_sums(w0, tensor, norm, d.dtype), axis=axes))

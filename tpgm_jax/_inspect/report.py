@@ -244,10 +244,10 @@ def _notes(state: Any, numbers: Numbers) -> Iterator[str]:
         )
     if numbers.pulled_back is None or state.spec.anchor_source == "zero":
         return
-    # The mean of |W0|, or of its square, over the numbers of each group.
+    # The mean of |W0| over the numbers of each group, or the root of the mean of W0^2.
     sizes = np.array([np.prod(tensor.shape) / tensor.groups for tensor in tensors])
     kernels = np.array([bool(tensor.rows) for tensor in tensors], bool)
-    means = numbers.anchor_sum / sizes
+    means = (numbers.anchor_sum / sizes) ** (1 if state.spec.norm == "mars" else 0.5)
     typical = np.mean(means[kernels]) if kernels.any() else 0.0
     small = kernels & (means < 1e-2 * typical) & (numbers.pulled_back == 1)
     if small.any():

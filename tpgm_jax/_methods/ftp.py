@@ -225,14 +225,15 @@ def ftp(
         sizes = p.norms(c)
 
         # h = k * h  if h > 0
-        h = jnp.where(h > 0, (k(state.step) if callable(k) else k) * h, h)
+        # In the dtype of the radii, whatever the dtype of a schedule's numbers.
+        h = jnp.where(h > 0, (k(state.step) if callable(k) else k) * h, h).astype(p.radii_dtype)
         # t = 1:  r = initial_radius. The recovered `c` is not 0 at the first step, but there was no
         # projection, so `h` is.
         initial = jnp.asarray(initial_radius, h.dtype) * unit_size
         # t > 1:  r = clip(r - adam(h), 1e-8, max over rows of n_t)
         r, radius_state, taken = _radii.descend(
             radius_base,
-            jnp.where(first, 0.0, h).astype(h.dtype),
+            jnp.where(first, 0.0, h),
             _radii.restart(first, radius_base, initial / unit_size, state.radius_state),
             jnp.where(first, initial, state.radii),
             unit_size,
@@ -242,7 +243,8 @@ def ftp(
         clipped = jnp.where(first, initial, jnp.minimum(r, largest))
 
         # W' = W0 + min(1, r / n_t) c_t. The upper clip is left out, because a larger radius has the
-        # same projection, and because every leaf would wait for the norms of all.
+        # same projection, and because every leaf would wait for the norms of all. A skipped step
+        # stores its displacement `W - W0` too, because to restore the old one takes another pass.
         pairs = zip(p.spread(r), previous.floor, strict=True)
         new = p.project(c, sizes, [jnp.maximum(*pair) for pair in pairs])
         stored = state.displacement

@@ -25,10 +25,9 @@ def radius_step(
     """`r = clip(r, 1e-8, max over rows of N(c))`, and then `r = r - adam(d/dr loss_at(r))`.
 
     Args:
-        loss_at: the held-out loss of the parameters that are projected with the radii `r`, given
-            as one array for each leaf.
+        loss_at: the held-out loss of the parameters that are projected with stacks of radii `r`.
         problem: with the layout.
-        sizes: `N(c)`.
+        sizes: stacks of `N(c)`.
         radii: `[G]`.
         radius_state: state of `optimizer`.
         optimizer: of the radii.
