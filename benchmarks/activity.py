@@ -148,18 +148,17 @@ def main() -> None:
         rows = list(csv.DictReader(file))
     summary(rows)
     for theme, colours in THEMES.items():
-        third = "#009e73"  # also one of Okabe and Ito's
-        style: Any = STYLE | dict.fromkeys((*INKS, "ytick.color"), colours["ink"])
-        with matplotlib.rc_context(style):
-            picture = figure(rows, {**colours, "third": third})
-            path = options.output.with_name(f"{options.output.stem}-{theme}.svg")
-            saved: Any = {
-                "format": "svg",
-                "dpi": 200,
-                "transparent": True,
-                "metadata": {"Date": None},
-            }
-            write_whole(path, lambda file: picture.savefig(file, **saved))  # noqa: B023
+        draw(rows, colours, options.output.with_name(f"{options.output.stem}-{theme}.svg"))
+
+
+def draw(rows: list[dict[str, Any]], colours: dict[str, str], path: Path) -> None:
+    """Writes the figure in the colours of one theme."""
+    third = "#009e73"  # also one of Okabe and Ito's
+    style: Any = STYLE | dict.fromkeys((*INKS, "ytick.color"), colours["ink"])
+    saved: Any = {"format": "svg", "dpi": 200, "transparent": True, "metadata": {"Date": None}}
+    with matplotlib.rc_context(style):
+        picture = figure(rows, {**colours, "third": third})
+        write_whole(path, lambda file: picture.savefig(file, **saved))
 
 
 if __name__ == "__main__":

@@ -194,7 +194,7 @@ def called(x: Instruction) -> list[str]:
 
 
 def is_scratch(type_: str) -> bool:
-    """Whether a type is a plain array of bytes, as libraries get for their own use."""
+    """Whether a type is an array of bytes, which libraries use for scratch memory."""
     array = ARRAY.search(type_)
     return array is not None and array[1] in ("s8", "u8") and "," not in array[3]
 

@@ -76,7 +76,7 @@ def mesh_of(topology: str, placement: Placement) -> jax.sharding.Mesh:
 
 
 def parameters(size: str, placement: Placement, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """The decoder's parameters in float32, as shapes."""
+    """Shapes of the decoder's parameters, in float32."""
     return {
         name: struct(shape, jnp.float32, mesh, placement.spec(name))
         for name, shape in trees.scanned_decoder(*SIZES[size]).items()

@@ -76,7 +76,7 @@ def pretrained(
 def _train(
     network: nn.Module, settings: Settings, directory: Path, characters: str
 ) -> storage.Arrays:
-    """Parameters trained with Adam, as a flat dict from path to array."""
+    """Trains with Adam, and returns a dict from path to array."""
     rendered = pretraining_set(settings, directory, characters)
     steps = settings.pretraining_steps
     rng = generator(settings.seed, "pre-training")

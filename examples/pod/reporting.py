@@ -88,7 +88,7 @@ def _writer() -> Any:
 
 
 def memory(state: State) -> str:
-    """The memory of a state on each device, as text."""
+    """A text that says how much memory a state takes on each device."""
 
     def megabytes(tree):
         parts = [(x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(tree)]

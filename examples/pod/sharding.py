@@ -41,7 +41,7 @@ def of_state(tx: optax.GradientTransformation, params: optax.Params, shardings: 
 
     Args:
         tx: the optimizer.
-        params: the parameters, as arrays or `jax.ShapeDtypeStruct`s.
+        params: the parameters; arrays or `jax.ShapeDtypeStruct`s.
         shardings: shardings of the parameters.
     """
     (mesh,) = {x.mesh for x in jax.tree.leaves(shardings)}
