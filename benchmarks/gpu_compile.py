@@ -14,9 +14,7 @@ import csv
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -32,6 +30,7 @@ from tqdm import tqdm
 
 import tpgm_jax
 from benchmarks import gpus, kernels, models, trees
+from benchmarks.apart import run_apart
 from benchmarks.recording import machine, write
 
 BASES = {"adamw": optax.adamw(1e-4), "sgd": optax.sgd(1e-2, momentum=0.9)}
@@ -219,24 +218,6 @@ def known_rows(path: Path) -> dict[Case, dict[str, Any]]:
     return {case: rows[case] for case in CASES if case in rows}
 
 
-def compile_apart(case: Case, known: Mapping[str, Any], text: Path | None) -> dict[str, Any]:
-    """`measure` in a separate process, which frees its memory and may fail alone."""
-    command = [sys.executable, "-m", "benchmarks.gpu_compile", "--one", str(case)]
-    command += ["--text", str(text)] if text else []
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
-        command,
-        env=environment,
-        input=json.dumps(known),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{case} did not compile:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--case", default="", help="a regular expression; see --list")
@@ -262,7 +243,13 @@ def main() -> None:
             tqdm.write(str(case))
             try:
                 known = {} if options.again else rows.get(case, {})
-                rows[case] = compile_apart(case, known, options.text)
+                rows[case] = run_apart(
+                    "benchmarks.gpu_compile",
+                    str(case),
+                    options.text,
+                    {"TF_CPP_MIN_LOG_LEVEL": "3"},
+                    known,
+                )
             except RuntimeError as error:
                 tqdm.write(str(error))
                 failed.append(case)

@@ -15,9 +15,7 @@ import importlib.metadata
 import importlib.util
 import json
 import math
-import os
 import re
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -31,6 +29,7 @@ from tqdm import tqdm
 
 import tpgm_jax
 from benchmarks import pod
+from benchmarks.apart import run_apart
 from benchmarks.hlo import KINDS, collectives
 from benchmarks.pod import Placement
 from benchmarks.recording import machine, write
@@ -89,6 +88,9 @@ class Case(NamedTuple):
         values = (self.topology, str(self.placement), self.size, self.scope, self.method)
         return dict(zip(WHICH, values, strict=True))
 
+
+# A TPU machine has a metadata server to query, and this one has none.
+QUERY_NOTHING = {"TPU_SKIP_MDS_QUERY": "1"}
 
 CASES = [
     Case(topology, size, placement, scope, method)
@@ -206,18 +208,6 @@ def known(path: Path) -> dict[Case, dict[str, Any]]:
     return {case: rows[key] for case, key in keys.items() if key in rows}
 
 
-def compile_apart(case: Case, text: Path | None) -> dict[str, Any]:
-    """`measure` in a separate process, which frees its memory and may fail alone."""
-    command = [sys.executable, "-m", "benchmarks.tpu_compile", "--one", str(case)]
-    command += ["--text", str(text)] if text else []
-    # There is no metadata server to query, as there would be on a TPU machine.
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{case} did not compile:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--case", default="", help="a regular expression; see --list")
@@ -248,7 +238,7 @@ def main() -> None:
             continue
         tqdm.write(str(case))
         try:
-            rows[case] = compile_apart(case, options.text)
+            rows[case] = run_apart("benchmarks.tpu_compile", str(case), options.text, QUERY_NOTHING)
         except RuntimeError as error:
             tqdm.write(str(error))
             failed.append(case)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from checkpoint_files import command, load, save
+from checkpoint_files import command, load, save, weights
 
 WAYS = {
     "zarr in a database": {},
@@ -121,3 +121,83 @@ def test_a_full_disk_is_reported_in_one_line(tmp_path, capsys):
     assert (code, err.count("\n")) == (2, 1)
     assert re.search("cannot be written, because .*File too large", err), err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1"]
+
+
+# Damaged directories.
+
+
+def orbax(tmp_path):
+    return save(tmp_path / "orbax", weights(0))
+
+
+def without_structure(path):
+    (path / "_METADATA").unlink()
+
+
+def structure_cut_off(path):
+    text = (path / "_METADATA").read_text()
+    (path / "_METADATA").write_text(text[: len(text) // 2])
+
+
+def structure_deep(path):
+    (path / "_METADATA").write_text('{"tree_metadata":' * 10**5)
+
+
+def data_gone(path):
+    for file in [*path.glob("d/*"), *path.glob("ocdbt.process_0/d/*")]:
+        file.unlink()
+
+
+def data_cut_off(path):
+    for file in [*path.glob("d/*"), *path.glob("ocdbt.process_0/d/*")]:
+        file.write_bytes(file.read_bytes()[:-20])
+
+
+DAMAGES = {
+    without_structure: "is not a checkpoint",
+    structure_cut_off: "cannot be read",
+    structure_deep: "cannot be read",
+    data_gone: "cannot be read",
+    data_cut_off: "cannot be read",
+}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), DAMAGES.items(), ids=[damage.__name__ for damage in DAMAGES]
+)
+def test_damaged_orbax_directories_are_refused_in_one_line(damage, message, tmp_path, capsys):
+    path = orbax(tmp_path)
+    damage(path)
+    code, out, err = command(capsys, "compare", path, path)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert re.search(message, err), err
+
+
+def test_no_name_leads_out_of_an_orbax_directory(tmp_path, capsys):
+    # Without OCDBT each parameter is a directory, and its name is a path. Orbax refuses this one.
+    path = tmp_path / "orbax"
+    ocp.PyTreeCheckpointer(use_ocdbt=False).save(path, {"gain": np.ones(2, np.float32)})
+    (path / "gain").rename(tmp_path / "gain")
+    text = (path / "_METADATA").read_text()
+    (path / "_METADATA").write_text(text.replace("gain", "../gain"))
+    code, out, err = command(capsys, "compare", path, path)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+
+
+def test_an_orbax_bomb_is_refused(tmp_path, capsys):
+    # 80 MB of zeros, which Orbax compresses to a few bytes.
+    path = save(tmp_path / "orbax", {"w": np.zeros(20 * 2**20, np.float32)})
+    code, _, err = command(capsys, "compare", path, path)
+    assert code == 2
+    assert "bomb" in err
+
+
+def test_the_step_of_a_checkpoint_manager_is_found(tmp_path, capsys):
+    step = tmp_path / "100"
+    save(step / "default", weights(0))
+    assert command(capsys, "compare", step, step)[0] == 0
+    save(step / "ema", weights(0))
+    code, _, err = command(capsys, "compare", step, step)
+    assert code == 2
+    assert "name one of 'default', 'ema'" in err
