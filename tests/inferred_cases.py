@@ -10,7 +10,7 @@ from jax import lax
 
 from tpgm_jax import Axes, infer_axes
 
-V, D, H, K, F, L, E, R = 11, 8, 2, 6, 10, 3, 4, 5  # all different, so that axes are told by size
+V, D, H, K, F, L, E, R = 11, 8, 2, 6, 10, 3, 4, 5  # all different, so that sizes identify axes
 X, Y, IDS = (2, 7, D), (2, 7, F), (2, 7)  # data: words, words in hidden units, tokens
 
 

@@ -31,7 +31,7 @@ def test_nothing_is_pulled_back_before_the_first_update():
 
 def test_a_step_that_no_radius_holds_back_is_reported_as_free():
     # With `k=0` no radius is pushed down, and steps of 1e-4 are shorter than the radii grow. Then
-    # the weights are those of SGD without its first step.
+    # the weights equal the weights of SGD without its first step.
     params, grads = numbers(dtype=jnp.float32), slopes(5)
     tx, start = ftp(optax.sgd(1e-4), k=0.0, **PARTS), params
     step, state = make_step(tx), tx.init(params)
@@ -48,7 +48,7 @@ def test_a_step_that_no_radius_holds_back_is_reported_as_free():
 
 
 def test_pulled_back_rows_are_counted_among_the_rows_that_moved():
-    # An embedding of which a batch hits two of five tokens, one a thousand times as hard.
+    # A batch hits two of the five tokens of an embedding, one a thousand times as hard.
     params, tx = {"embedding": jnp.ones((5, 4))}, ftp(optax.sgd(0.1))
     grads = {"embedding": jnp.zeros((5, 4)).at[0].set(1.0).at[3].set(1e-3)}
     step, state = make_step(tx), tx.init(params)

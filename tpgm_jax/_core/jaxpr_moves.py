@@ -99,7 +99,7 @@ def resized(atoms: tuple[Atom, ...], size: int) -> tuple[Atom, ...]:
 
 
 def stretched(view: View, shape: Sequence[int]) -> Dims:
-    """The axes of the array, with those of length 1 repeated where `shape` is longer."""
+    """The axes of the array, with axes of length 1 repeated if `shape` is longer."""
     return tuple(
         repeated(n) if before == 1 < n and view.name is not None else resized(atoms, n)
         for before, n, atoms in zip(_lengths(view.dims), shape, view.dims, strict=True)

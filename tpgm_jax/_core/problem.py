@@ -147,7 +147,7 @@ class Problem:
         return [norm_of_sum(x, norm) for x in sums]
 
     def row_norms(self, state: Any, sizes: list[jax.Array], update: jax.Array) -> Any:
-        """The next field `row_norms`: `sizes` if `update`, else those of `state`."""
+        """The next field `row_norms`: `sizes` if `update`, else the old field."""
         # A state for a tree without leaves has an array instead of a tuple, see `initial_radii`.
         if not self.kinds:
             return state.row_norms

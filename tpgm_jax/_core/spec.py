@@ -35,7 +35,7 @@ class Spec:
         memory: whether the displacement is in the state.
         anchor_source: where `W0` comes from.
         layout: the leaves of the parameters, in order, with their rows and layers.
-        anchor_dtype: name of the dtype of the stored anchor; `None` for that of the parameters.
+        anchor_dtype: name of the stored dtype of the anchor; `None`: the dtype of the parameters.
     """
 
     norm: str

@@ -103,7 +103,7 @@ def infer_axes(fn: Callable[..., Any], params: Any, *args: Any) -> InferredAxes:
     Raises:
         ValueError: `params` has no arrays, or two with the same path. Errors of `fn` are passed on.
 
-    Limits, none of which gets a note:
+    Limits, without a note:
         1. Copies of a layer that `jax.vmap` applies to one and the same input look like heads of
            one layer. Their kernels have the right rows, but share a radius unless you declare
            `layers`; their biases and embeddings are read as one.

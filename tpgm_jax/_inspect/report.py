@@ -81,7 +81,7 @@ class Report:
 
         Returns:
             `radius/NAME`, `relative/NAME`, `distance/NAME`, `pulled_back/NAME` and
-            `overshoot/NAME` for each group, and `constrained`, the share of groups of which the
+            `overshoot/NAME` for each group, and `constrained`, the share of groups in which the
             last step pulled back a row; only `distance/NAME` without radii. A layer of a stacked
             tensor is called `NAME/LAYER`.
         """

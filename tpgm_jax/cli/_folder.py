@@ -12,7 +12,7 @@ from tpgm_jax.cli._text import printable
 INDEX = ".safetensors.index.json"
 # No index is larger: the largest models have about 10^5 tensors.
 LARGEST_INDEX = 2**26
-# Files that hold weights, of which only the safetensors are written anew.
+# Files that hold weights. Only the safetensors are written anew; the others are not copied.
 _WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".npz", ".ot", ".onnx"),
     *(".gguf", ".ggml", ".tflite", ".pkl", ".onnx_data", ".data", ".mlmodel"),

@@ -20,8 +20,7 @@ class Match(NamedTuple):
         only_finetuned: names in the fine-tuned checkpoint only.
         shapes: name to both shapes, for names in both whose shapes differ.
         dtypes: name to both dtypes, for names in both whose dtypes differ.
-        kinds: name to both dtypes, for names of which one is floating point and the other is not,
-            or one complex and the other not.
+        kinds: name to both dtypes, if only one of them is floating point, or only one is complex.
         quantized: groups of names that mean numbers only together, such as integers and a scale.
         statistics: names of statistics and buffers in floating point.
         excluded: names that `--exclude` matched, in natural order.
