@@ -98,5 +98,6 @@ def scaled_update(
     parameter-sized array alive until the norms are known.
     """
     # `u - (1 - ratio) * c` is shorter, but cancels if `u` is much larger than the radius.
-    scaled = ratio * c - displacement(params, anchor)
+    # `W0 - W`, because XLA would keep `W - W0` in memory: `c` was computed from it.
+    scaled = displacement(anchor.astype(c.dtype), params) + ratio * c
     return scaled.astype(params.dtype)

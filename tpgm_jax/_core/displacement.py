@@ -88,5 +88,7 @@ def row_floors(w: jax.Array, w0: jax.Array, tensor: Tensor, norm: str) -> jax.Ar
     eps = float(jnp.finfo(w.dtype).eps)
     # 2^-15 of a row's own size in float32. Half precision has no bits to spare.
     margin = eps if jnp.finfo(w.dtype).bits < 32 else 256 * eps
-    finite = jnp.where(jnp.isfinite(w0), w0, 0)
-    return norms(finite.astype(wide_dtype(w)), tensor, norm) * margin
+    n = norms(w0.astype(wide_dtype(w)), tensor, norm)
+    # A row with an infinity has the largest norm, and no floor. (To leave the infinity out of the
+    # sum instead makes XLA store a copy of the anchor.)
+    return jnp.where(n < jnp.finfo(n.dtype).max, n, 0) * margin
