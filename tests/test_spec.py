@@ -140,9 +140,9 @@ def test_a_report_reads_the_norm_from_the_state():
 
 
 def test_a_report_reads_the_rows_from_the_state():
-    params = {"weight": jnp.ones((2, 5))}
-    state = ftp(SGD, axes={"weight": Axes(rows=0)}).init(params)
-    moved = {"weight": params["weight"].at[1].add(2.0)}
+    params = {"w": jnp.ones((2, 5))}
+    state = ftp(SGD, axes={"w": Axes(rows=0)}).init(params)
+    moved = {"w": params["w"].at[1].add(2.0)}
     (group,) = tpgm_jax.report(state, moved).groups
     # The second row moves by 5 * 2; along the other axis every row would move by 2.
     assert (group.rows, group.distance) == (2, 10.0)

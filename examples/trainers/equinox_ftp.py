@@ -15,7 +15,6 @@ from examples.trainers.data import accuracies, batches, load, report
 
 # Equinox and PyTorch store weights as `(out, in)`, Flax as `(in, out)`. A row is the weights that
 # feed one output. For `(out, in)` its axis has to be declared.
-AXES = {r".*/weight": tpgm_jax.Axes(rows=0)}
 
 
 def make_model(key):
@@ -62,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
     adam = optax.adam(optax.cosine_decay_schedule(1e-2, task.steps))
     # With this unit a radius step is 1 % of the weights' size, for rows and for biases.
-    ftp = tpgm_jax.ftp(adam, axes=AXES, unit="anchor")
+    ftp = tpgm_jax.ftp(adam, unit="anchor")
     plain, _ = train(pretrained, adam, task.train, task.steps, "Adam")
     tuned, opt_state = train(pretrained, ftp, task.train, task.steps, "FTP")
 

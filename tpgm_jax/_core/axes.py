@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from tpgm_jax._core import names as _names
-from tpgm_jax._core.flax_rows import flax_rows
 from tpgm_jax._core.names import Exclude, exclude_flags, leaf_names, match_pattern
+from tpgm_jax._core.rows_by_name import rows_by_name
 
 
 class Axes(NamedTuple):
@@ -29,16 +29,17 @@ class Axes(NamedTuple):
 
     Attributes:
         rows: axis or axes that index output units. `()` makes each layer one row. `None`
-            (default): inferred from the name and shape by Flax's conventions, ignoring layer
-            axes. A tensor with one axis besides its layers (a bias, a scale) is always one row.
+            (default): read from the name and shape, ignoring layer axes: as Flax's modules have
+            them; the first axis if the leaf is called `weight` (PyTorch, Equinox); else the last.
+            A tensor with one axis besides its layers (a bias, a scale) is always one row.
         layers: axis or axes that index stacked layers.
 
     Examples:
-        A scanned decoder with layers first, and a PyTorch layout with outputs first:
+        A scanned decoder with layers first, and Keras's embeddings with a row for each token:
 
         >>> import tpgm_jax
         >>> scanned = {"layers/.*": tpgm_jax.Axes(layers=0)}
-        >>> torch_like = {".*weight": tpgm_jax.Axes(rows=0)}
+        >>> keras = {".*embeddings": tpgm_jax.Axes(rows=0)}
     """
 
     rows: int | Sequence[int] | None = None
@@ -83,6 +84,10 @@ class Tensor(NamedTuple):
     def row_count(self, norm: str) -> int:
         """How many norms are taken in each group."""
         return math.prod(self.shape[axis] for axis in self.rows) if norm == "mars" else 1
+
+
+class GuessedRowsWarning(UserWarning):
+    """Rows of a tensor are a guess, because neither its name nor its shape tells them."""
 
 
 class Layout(NamedTuple):
@@ -139,11 +144,19 @@ def make_layout(
             excluded.
         TypeError: a constrained leaf is not real floating point.
     """
+    return read_layout(params, exclude, axes)[0]
+
+
+def read_layout(
+    params: Any, exclude: Exclude | None = None, axes: AxesSpec | None = None
+) -> tuple[Layout, list[Tensor]]:
+    """The layout of `params`, and the constrained tensors whose rows are a guess."""
     names, leaves = leaf_names(params), jax.tree.leaves(params)
     _check_leaves(names, leaves)
     shapes = dict(zip(names, map(jnp.shape, leaves), strict=True))
     declared = _declared_axes(axes, names, leaves)
     layers = {name: _from_front(declared[name].layers, name, shapes[name]) for name in names}
+    by_name, guesses = rows_by_name(shapes, layers)
 
     tensors: list[Tensor] = []
     flags = exclude_flags(exclude, names, leaves)
@@ -156,7 +169,7 @@ def make_layout(
         _check_dtype(name, leaf)
         rows = declared[name].rows
         if rows is None:
-            rows = flax_rows(name, shapes, layers)
+            rows = by_name[name]
         elif len(shape) < 2:
             rows = ()  # for example the scale of a norm that is called `weight` like the kernels
         else:
@@ -175,7 +188,8 @@ def make_layout(
             "`exclude` leaves no parameter to constrain: it matches all of "
             f"{len(leaves)}. Exclude less, or use the base optimizer on its own."
         )
-    return Layout(tuple(tensors))
+    guessed = {name for name in guesses if declared[name].rows is None}
+    return Layout(tuple(tensors)), [x for x in tensors if x.constrained and x.name in guessed]
 
 
 def other_axes(rank: int, axes: Sequence[int]) -> tuple[int, ...]:

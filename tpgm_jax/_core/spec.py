@@ -7,6 +7,7 @@ each option.
 """
 
 import sys
+import warnings
 import zlib
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -19,7 +20,13 @@ import optax
 from jax.core import Tracer
 
 from tpgm_jax._core import checks
-from tpgm_jax._core.axes import AxesSpec, Layout, make_layout
+from tpgm_jax._core.axes import (
+    AxesSpec,
+    GuessedRowsWarning,
+    Layout,
+    make_layout,
+    read_layout,
+)
 from tpgm_jax._core.checks import AnchorSource, Memory, Norm, Unit
 from tpgm_jax._core.names import Exclude
 
@@ -99,6 +106,22 @@ class Options(NamedTuple):
         layout = make_layout(params, self.exclude, self.axes)
         dtype = None if self.anchor_dtype is None else jnp.dtype(self.anchor_dtype).name
         return Spec(self.norm, self.unit, self.memory, self.anchor, layout, dtype)
+
+    def warn_of_guesses(self, params: optax.Params, stacklevel: int) -> None:
+        """Warns if the norm is taken by row, and rows are a guess."""
+        _, guessed = read_layout(params, self.exclude, self.axes)
+        if self.norm != "mars" or not guessed:
+            return
+        shown = ", ".join(f"{tensor.name!r} {tensor.shape}" for tensor in guessed[:3])
+        more = f" and {len(guessed) - 3} more" if len(guessed) > 3 else ""
+        warnings.warn(
+            f"`{self.caller}` takes the last axis for the rows of {shown}{more}. This is a guess, "
+            "because no module of Flax has such a leaf. Pass "
+            "`axes=tpgm_jax.infer_axes(loss_fn, params, batch)`, which reads rows off the model, "
+            "or give `axes` yourself; `tpgm_jax.layout(params)` shows the rows of all tensors.",
+            GuessedRowsWarning,
+            stacklevel=stacklevel + 1,
+        )
 
 
 def fingerprint(spec: Spec) -> jax.Array:

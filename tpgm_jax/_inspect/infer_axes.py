@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from tpgm_jax._core.axes import Axes, other_axes
-from tpgm_jax._core.flax_rows import flax_rows
 from tpgm_jax._core.jaxpr_rules import find_uses
 from tpgm_jax._core.jaxpr_walk import Use
 from tpgm_jax._core.names import closest, leaf_names, match_pattern
 from tpgm_jax._core.names import leaves as all_leaves
+from tpgm_jax._core.rows_by_name import rows_by_name
 from tpgm_jax._inspect.columns import plain_table
 
 
@@ -165,6 +165,7 @@ def _inferred(uses: Mapping[str, list[Use]], shapes: Mapping[str, tuple[int, ...
     """The `Axes` and the notes that follow from the uses of all parameters."""
     found = {name: _unrolled(uses[name], shape) for name, shape in shapes.items()}
     layers = {name: found[name][0].layers if found[name] else () for name in shapes}
+    by_name, _ = rows_by_name(shapes, layers)
     axes: dict[str, Axes] = {}
     notes: dict[str, str] = {}
     for name, shape in shapes.items():
@@ -182,7 +183,7 @@ def _inferred(uses: Mapping[str, list[Use]], shapes: Mapping[str, tuple[int, ...
         if known:
             axes[name] = Axes(known[0].rows, known[0].layers)
         else:
-            axes[name] = Axes(flax_rows(name, shapes, layers), layers[name])
+            axes[name] = Axes(by_name[name], layers[name])
     return InferredAxes(axes, shapes, notes)
 
 

@@ -8,7 +8,7 @@
     _open                  detection of the format
     _output                atomic output, and signals
     _kinds                 what a tensor is: quantized, statistic, training state
-    _row_rule, _rows       selection of tensors and their axes
+    _rows                  selection of tensors and their axes
     _match, _rename        two checkpoints, matched by name
     _numbers               the arithmetic, in NumPy
     _compare, _project     distances; new weights

@@ -12,6 +12,7 @@ from typing import Any
 
 from tpgm_jax._core.axes import Tensor
 from tpgm_jax._core.checks import check_fraction, check_positive
+from tpgm_jax._core.rows_by_name import conv1d_names
 from tpgm_jax.cli import _compare, _project
 from tpgm_jax.cli._arguments import parser
 from tpgm_jax.cli._checkpoint import Checkpoint
@@ -21,7 +22,6 @@ from tpgm_jax.cli._open import SUFFIXES, open_checkpoint
 from tpgm_jax.cli._output import Signals, check_output, write_atomically
 from tpgm_jax.cli._plot import check_plot, plot
 from tpgm_jax.cli._rename import proposal, rename
-from tpgm_jax.cli._row_rule import weight_rows
 from tpgm_jax.cli._rows import parse_axes, tensors
 from tpgm_jax.cli._table import table
 from tpgm_jax.cli._text import printable
@@ -149,8 +149,8 @@ def _tensors(
     """Rows and layers of the tensors to measure, and which are taken for GPT-2's `Conv1D`."""
     rows, axes = args.rows or "auto", [parse_axes(text) for text in args.axes]
     parts = tensors(finetuned.entries, numeric(found, finetuned.entries, ("float",)), rows, axes)
-    by_weight = weight_rows({name: part.shape for name, part in parts.items()})
-    last = [x for x, row in by_weight.items() if row == -1 and parts[x].rows == (1,)]
+    conv1d = conv1d_names({name: part.shape for name, part in parts.items()})
+    last = [name for name, part in parts.items() if name in conv1d and part.rows == (1,)]
     return parts, last if rows == "auto" else []
 
 

@@ -10,7 +10,6 @@ from tpgm_jax._core.axes import Axes, Tensor, make_layout
 from tpgm_jax._core.names import match_pattern
 from tpgm_jax.cli._checkpoint import Entry
 from tpgm_jax.cli._errors import CommandError
-from tpgm_jax.cli._row_rule import weight_rows
 
 ROWS = ("auto", "first", "last")
 
@@ -78,7 +77,6 @@ def tensors(
         aliases[name]: jax.ShapeDtypeStruct(entry.shape, np.dtype(entry.dtype))
         for name, entry in arrays.items()
     }
-    by_weight = weight_rows({name: entry.shape for name, entry in arrays.items()})
     declared: dict[str, Axes] = {}
     try:
         for pattern, value in axes:
@@ -88,8 +86,9 @@ def tensors(
         def axes_of(alias: str, leaf: Any) -> Axes:
             name = originals[alias]
             given = declared.get(name, Axes())
-            row = by_weight.get(name) if rows == "auto" else {"first": 0, "last": -1}[rows]
-            return given if given.rows is not None else _outputs(given, row, leaf.ndim)
+            if rows == "auto" or given.rows is not None:
+                return given
+            return _outputs(given, {"first": 0, "last": -1}[rows], leaf.ndim)
 
         layout = make_layout(shapes, lambda alias, leaf: originals[alias] not in measured, axes_of)
     except (ValueError, TypeError) as error:
@@ -97,11 +96,11 @@ def tensors(
     return {originals[tensor.name]: tensor for tensor in layout.tensors}
 
 
-def _outputs(axes: Axes, row: int | None, rank: int) -> Axes:
+def _outputs(axes: Axes, row: int, rank: int) -> Axes:
     """`axes` with the first (0) or last (-1) of the axes that are no layers as its rows."""
     layers = (axes.layers,) if isinstance(axes.layers, int) else axes.layers
     rest = [axis for axis in range(rank) if axis not in {x % max(rank, 1) for x in layers}]
-    return axes if row is None or len(rest) < 2 else axes._replace(rows=rest[row])
+    return axes if len(rest) < 2 else axes._replace(rows=rest[row])
 
 
 def _flax_names(names: Sequence[str]) -> dict[str, str]:
