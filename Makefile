@@ -15,8 +15,8 @@ help:
 	@echo "make demo   fine-tune on handwritten digits: a table and results/demo/figure.png"
 	@echo "            options: make demo ARGS='--fast --seed 1'"
 	@echo "make pod    fine-tune a decoder on all devices, with checkpoints; again: goes on (docs/pods.md)"
-	@echo "make test   lint, types, the built wheel, and all tests and doctests but the slow ones"
-	@echo "make test-all   make test, then the slow tests: study, demo, pod, trainers, processes, site"
+	@echo "make test   lint, types, and all tests and doctests but the slow ones"
+	@echo "make test-all   make test, then the built wheel and the slow tests: study, demo, pod, trainers, processes, site"
 	@echo "make test-optimized  the numeric tests, compiled with the optimisations that users get"
 	@echo "make lint   ruff and pyright alone"
 	@echo "make docs   the documentation, into results/docs/index.html"
@@ -65,10 +65,10 @@ demo: .venv/demo
 pod: .venv/pod
 	$(BIN)/python -m examples.pod_finetune $(ARGS)
 
-test: lint wheel
+test: lint
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-all: test
+test-all: test wheel
 	$(PYTEST) -m slow $(ARGS)
 
 # No flags at all: tests/conftest.py sets its own only if there is no such variable.

@@ -29,7 +29,7 @@ METHODS = {
     ),
 }
 LEARNED = [METHODS["FTPState"], METHODS["TPGMState"]]
-each_method = pytest.mark.parametrize("method", mostly_slow(METHODS, "FTPState", "TPGMState"))
+each_method = pytest.mark.parametrize("method", mostly_slow(METHODS, "FTPState"))
 HEAD = {"layers": False, "head": True, "gain": False}
 
 

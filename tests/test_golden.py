@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import mostly_slow
 
 import tpgm_jax
 
@@ -30,7 +31,8 @@ FTP_TRACES = [
 ]
 TPGM_TRACES = ["tpgm_mars_every1", "tpgm_l2_every5_iters3"]
 each_dtype = pytest.mark.parametrize(
-    ("dtype", "tolerance"), [("float64", FLOAT64), ("float32", FLOAT32)]
+    ("dtype", "tolerance"),
+    mostly_slow({"float64": ("float64", FLOAT64), "float32": ("float32", FLOAT32)}, "float64"),
 )
 
 
@@ -78,15 +80,20 @@ def worst(received, expected):
 
 @pytest.mark.parametrize(
     ("memory", "dtype", "tolerance"),
-    [
-        ("full", "float64", FLOAT64),
-        ("full", "float32", FLOAT32),
-        # Weights of 0.1 in rows of up to 10: the floor is 256 * 2e-16 * 1, and a weight's share of
-        # it is smaller. At the radius 1e-8 a weight's move of 1e-9 has a rounding error of 2e-17.
-        ("compact", "float64", 1e-7),
-        # The share of a weight in the floor is 256 * 1.2e-7 of its size, here up to 1.
-        ("compact", "float32", 1e-4),
-    ],
+    mostly_slow(
+        {
+            "full-float64": ("full", "float64", FLOAT64),
+            "full-float32": ("full", "float32", FLOAT32),
+            # Weights of 0.1 in rows of up to 10: the floor is 256 * 2e-16 * 1, and a weight's share
+            # of it is smaller. At the radius 1e-8 a weight's move of 1e-9 has a rounding error of
+            # 2e-17.
+            "compact-float64": ("compact", "float64", 1e-7),
+            # The share of a weight in the floor is 256 * 1.2e-7 of its size, here up to 1.
+            "compact-float32": ("compact", "float32", 1e-4),
+        },
+        "full-float64",
+        "compact-float64",
+    ),
 )
 @pytest.mark.parametrize("name", FTP_TRACES)
 def test_ftp_reproduces_the_trace(name, memory, dtype, tolerance):

@@ -13,7 +13,7 @@ from conftest import mostly_slow
 
 import tpgm_jax
 
-TREES, BATCH = 500, 50
+TREES, BATCH = 500, 20
 # Rows are on the last axis. Empty arrays are not constrained.
 SHAPES = [(), (1,), (3,), (2, 3), (1, 2, 2), (0,), (2, 0)]
 METHODS = {

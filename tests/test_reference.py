@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 import reference
-from conftest import make_step, random_tree
+from conftest import make_step, mostly_slow, random_tree
 
 import tpgm_jax
 from tpgm_jax import Axes
@@ -90,7 +90,15 @@ def radii_of(state, params):
 
 @each_norm
 @pytest.mark.parametrize(
-    ("k", "unit"), [(1.0, "norm"), (0.3, "norm"), (0.0, "norm"), (1.0, "anchor")]
+    ("k", "unit"),
+    mostly_slow(
+        {
+            f"{k}-{unit}": (k, unit)
+            for k, unit in ((1.0, "norm"), (0.3, "norm"), (0.0, "norm"), (1.0, "anchor"))
+        },
+        "0.3-norm",
+        "1.0-anchor",
+    ),
 )
 def test_ftp_equals_its_loops(norm, k, unit):
     anchor = random_tree(SHAPES, seed=0)
@@ -111,7 +119,11 @@ def test_ftp_equals_its_loops(norm, k, unit):
 
 @each_norm
 @pytest.mark.parametrize(
-    ("steps", "every", "unit"), [(1, 1, "norm"), (3, 4, "norm"), (3, 4, "anchor")]
+    ("steps", "every", "unit"),
+    mostly_slow(
+        {"1-1-norm": (1, 1, "norm"), "3-4-norm": (3, 4, "norm"), "3-4-anchor": (3, 4, "anchor")},
+        "3-4-anchor",
+    ),
 )
 def test_tpgm_equals_its_loops(norm, steps, every, unit):
     anchor = random_tree(SHAPES, seed=0)
