@@ -11,6 +11,8 @@ The functions here take one leaf. Norms and radii have the rank of the leaf, wit
 the axes that they reduce, and broadcast against it.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -30,6 +32,7 @@ def wide_dtype(leaf: jax.typing.ArrayLike) -> jnp.dtype:
     return jnp.dtype(jnp.float32) if narrow else dtype
 
 
+@functools.partial(jax.jit, inline=True)  # traced once for equal leaves
 def displacement(params: jax.Array, anchor: jax.Array) -> jax.Array:
     """`W - W0`, in the wide dtype.
 
@@ -89,6 +92,7 @@ def shrinkage(radius: jax.Array, n: jax.Array) -> jax.Array:
     return jnp.where(radius > n, n, radius) / n
 
 
+@functools.partial(jax.jit, inline=True)
 def scaled_update(
     params: jax.Array, anchor: jax.Array, c: jax.Array, ratio: jax.Array
 ) -> jax.Array:
