@@ -41,8 +41,7 @@ from tpgm_jax._core.unit import divisor, unit_sizes
 
 def initial_fields(options: Options, params: optax.Params) -> dict[str, Any]:
     """The fields of a new state that all methods have."""
-    spec = options.spec(params)
-    options.warn_of_guesses(params, stacklevel=3)  # where `init` is called
+    spec = options.first_spec(params, stacklevel=3)  # where `init` is called
     return {
         "step": jnp.zeros([], jnp.int32),
         "anchor": init_anchor(params, spec, options.anchor_dtype),

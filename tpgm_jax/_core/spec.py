@@ -24,7 +24,7 @@ from tpgm_jax._core.axes import (
     AxesSpec,
     GuessedRowsWarning,
     Layout,
-    make_layout,
+    Tensor,
     read_layout,
 )
 from tpgm_jax._core.checks import AnchorSource, Memory, Norm, Unit
@@ -103,15 +103,21 @@ class Options(NamedTuple):
 
     def spec(self, params: optax.Params) -> Spec:
         """The `Spec` of a state for `params`."""
-        layout = make_layout(params, self.exclude, self.axes)
-        dtype = None if self.anchor_dtype is None else jnp.dtype(self.anchor_dtype).name
-        return Spec(self.norm, self.unit, self.memory, self.anchor, layout, dtype)
+        return self._read(params)[0]
 
-    def warn_of_guesses(self, params: optax.Params, stacklevel: int) -> None:
-        """Warns if the norm is taken by row, and rows are a guess."""
-        _, guessed = read_layout(params, self.exclude, self.axes)
-        if self.norm != "mars" or not guessed:
-            return
+    def first_spec(self, params: optax.Params, stacklevel: int) -> Spec:
+        """The `Spec` of a new state. Warns if the norm is taken by row, and rows are a guess."""
+        spec, guessed = self._read(params)
+        if self.norm == "mars" and guessed:
+            self._warn(guessed, stacklevel + 1)
+        return spec
+
+    def _read(self, params: optax.Params) -> tuple[Spec, list[Tensor]]:
+        layout, guessed = read_layout(params, self.exclude, self.axes)
+        dtype = None if self.anchor_dtype is None else jnp.dtype(self.anchor_dtype).name
+        return Spec(self.norm, self.unit, self.memory, self.anchor, layout, dtype), guessed
+
+    def _warn(self, guessed: list[Tensor], stacklevel: int) -> None:
         shown = ", ".join(f"{tensor.name!r} {tensor.shape}" for tensor in guessed[:3])
         more = f" and {len(guessed) - 3} more" if len(guessed) > 3 else ""
         warnings.warn(
