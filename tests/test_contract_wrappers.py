@@ -1,6 +1,7 @@
 """Our transformations inside optax's wrappers, and optax's tools on our states."""
 
 import functools
+import inspect
 from typing import Any
 
 import jax
@@ -43,7 +44,10 @@ def updater(tx):
 def test_gradients_accumulated_by_multi_steps_make_one_step_of_their_mean(method, x64):
     params, grads = numbers(), [numbers(seed) for seed in (1, 2)]
     mean = jax.tree.map(lambda x, y: (x + y) / 2, *grads)
-    tx, accumulated = method(), optax.MultiSteps(method(), 2, accumulator_dtype=jnp.float64)
+    # Before 0.2.8, optax accumulates in the dtype of the parameters, here float64.
+    new = "accumulator_dtype" in inspect.signature(optax.MultiSteps).parameters
+    options: Any = {"accumulator_dtype": jnp.float64} if new else {}
+    tx, accumulated = method(), optax.MultiSteps(method(), 2, **options)
     update = updater(accumulated)
 
     none, state = update(grads[0], accumulated.init(params), params)

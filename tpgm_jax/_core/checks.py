@@ -39,6 +39,33 @@ def radius_optimizer_or_default(optimizer: Any) -> optax.GradientTransformationE
     return with_extra_args(_PUBLISHED if optimizer is None else optimizer, "radius_optimizer")
 
 
+def init_base(
+    base: optax.GradientTransformation, params: optax.Params, caller: str
+) -> optax.OptState:
+    """The state of the base optimizer, if the projection can keep what users evaluate in the ball.
+
+    Raises:
+        ValueError: the base optimizer evaluates other weights than it returns, or returns weights
+            only to probe the loss there.
+    """
+    state = base.init(params)
+    if optax.tree.get_all_with_path(state, "ScheduleFreeState"):
+        raise ValueError(
+            f"`{caller}` cannot wrap `optax.contrib.schedule_free`, because `{caller}` constrains "
+            "the weights at which gradients are taken, and `schedule_free_eval_params` computes "
+            "others from them: use its base optimizer with a schedule, such as "
+            f"`{caller}(optax.adamw(optax.cosine_decay_schedule(1e-4, steps)))`."
+        )
+    # In opaque mode SAM probes inside one update, and has no cache.
+    if any(sam.cache is not None for _, sam in optax.tree.get_all_with_path(state, "SAMState")):
+        raise ValueError(
+            f"`{caller}` cannot wrap `optax.contrib.sam` as it is, because every other update is a "
+            "step uphill that only probes the loss: pass `opaque_mode=True` to `sam`, and "
+            "`grad_fn` to `update`."
+        )
+    return state
+
+
 def check_optimizer_state(expected: Any, received: Any, argument: str) -> None:
     """Raises if a state does not have the structure of the state that the optimizer makes."""
     if jax.tree.structure(received) != jax.tree.structure(expected):

@@ -188,7 +188,7 @@ def ftp(
         fields = initial_fields(options, params)
         layout = fields["spec"].layout
         return FTPState(
-            base_state=base.init(params),
+            base_state=checks.init_base(base, params, "ftp"),
             displacement=zeros_like(params, layout) if full else empty_like(params),
             **fields,
             **initial_radii(fields, params, radius_base),

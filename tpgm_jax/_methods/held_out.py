@@ -68,7 +68,25 @@ def check_held_out_loss(held_out_loss: Any) -> Callable[..., jax.Array]:
             "`held_out_loss` must be a function of the parameters that returns the held-out loss; "
             f"got {type(held_out_loss).__name__}."
         )
-    return lambda *args: _as_scalar(held_out_loss(*args))
+
+    def checked(params: optax.Params, *batch: Any) -> jax.Array:
+        try:
+            return _as_scalar(held_out_loss(params, *batch))
+        except Exception as error:
+            if any(_is_hole(x) for x in jax.tree.leaves(params, is_leaf=_is_hole)):
+                error.add_note(
+                    "`held_out_loss` got parameters with holes (`optax.MaskedNode`), because "
+                    "`optax.partition` or `optax.masked` hands `tpgm` a part of the tree. Take "
+                    "`tpgm` out of it, and `exclude` the other leaves: they then get the base "
+                    "optimizer's update, and `held_out_loss` gets the whole tree."
+                )
+            raise
+
+    return checked
+
+
+def _is_hole(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def _as_scalar(value: Any) -> jax.Array:

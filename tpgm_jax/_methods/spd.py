@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from tpgm_jax._core.ball import wide_dtype
-from tpgm_jax._core.checks import check_not_negative, with_extra_args
+from tpgm_jax._core.checks import check_not_negative, init_base, with_extra_args
 from tpgm_jax._core.finite import all_finite, zero_unless
 from tpgm_jax._core.problem import initial_fields, make_problem
 from tpgm_jax._core.spec import AnchorSource, AxesSpec, Exclude, Options
@@ -114,7 +114,7 @@ def spd(
 
     def init_fn(params: optax.Params) -> SPDState:
         fields, skipped = initial_fields(options, params), jnp.zeros([], jnp.int32)
-        return SPDState(base_state=base.init(params), skipped=skipped, **fields)
+        return SPDState(base_state=init_base(base, params, "spd"), skipped=skipped, **fields)
 
     def update_fn(
         updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra_args: Any

@@ -162,7 +162,9 @@ def tpgm(
     def init_fn(params: optax.Params) -> TPGMState:
         fields = initial_fields(options, params)
         radius_fields = initial_radii(fields, params, radius_base)
-        return TPGMState(base_state=base.init(params), **fields, **radius_fields)
+        return TPGMState(
+            base_state=checks.init_base(base, params, "tpgm"), **fields, **radius_fields
+        )
 
     def update_fn(
         updates: optax.Updates,
