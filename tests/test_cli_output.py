@@ -39,7 +39,7 @@ USAGE = {
     "alpha beyond 1": (("project", "W0", "W", "-o", "OUT", "--alpha", 2), "between 0 and 1"),
     "interpolation without alpha": (("interpolate", "W0", "W", "-o", "OUT"), "required: --alpha"),
     "limit of zero": (("compare", "W0", "W", "--max-relative", 0), "must be positive"),
-    "negative top": (("compare", "W0", "W", "--top", -1), "is negative"),
+    "negative top": (("compare", "W0", "W", "--top", -1), "must be 0 or more"),
     "alpha with a norm": (
         ("project", "W0", "W", "-o", "OUT", "--alpha", 1, "--norm", "l2"),
         "leave them out",
@@ -171,7 +171,12 @@ def test_a_signal_that_python_drops_still_ends_the_run(pair, tmp_path, capsys, m
         return inner(*args)
 
     monkeypatch.setattr(_project, "interpolate_tensor", interrupted)
-    code, _, err = command(capsys, "project", *pair, "--alpha", 0.5, "-o", out)
+    # A shell disables SIGINT for programs in the background, and the tests may be one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code, _, err = command(capsys, "project", *pair, "--alpha", 0.5, "-o", out)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (code, err, out.exists()) == (130, "interrupted\n", False)
 
 

@@ -65,11 +65,7 @@ def match(
 ) -> Match:
     """Matches the entries of the pre-trained (`old`) and the fine-tuned (`new`) checkpoint.
 
-    Args:
-        old: entries of the pre-trained checkpoint.
-        new: entries of the fine-tuned checkpoint.
-        exclude: patterns of `--exclude`.
-        everything: whether to keep training state.
+    `exclude` is the patterns of `--exclude`, and `everything` is whether to keep training state.
     """
     names = list(dict.fromkeys([*new, *old]))
     excluded = excluded_names(exclude, names)
