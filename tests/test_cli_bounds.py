@@ -75,9 +75,18 @@ def deep_names(count):
     return safetensors_bytes(tensors, b"\0" * 4 * count)
 
 
+def long_path(count):
+    """Many leaves whose names share a path of 80,000 characters."""
+    tree = {str(i): 0 for i in range(count)}
+    for _ in range(80):
+        tree = {"a" * 1000: tree}
+    return packed(tree)
+
+
 WORK = {
     "6,000 arrays in chunks": (".msgpack", chunked_arrays(6_000)),
     "10,000 deep names": (".safetensors", deep_names(10_000)),
+    "20,000 leaves under a long path": (".msgpack", long_path(20_000)),
     "a million empty maps": (".msgpack", packed({str(i): {} for i in range(10**6)})),
 }
 
