@@ -87,7 +87,7 @@ class Comparison(NamedTuple):
     @property
     def unjudged(self) -> list[str]:
         """Names of weights that differ in a way that was not measured."""
-        names = {*set().union(*self.match.quantized), *self.match.kinds}
+        names = self.match.quantized | self.match.kinds.keys()
         every = not self.measurements
         return [x for x, (_, same) in self.others.items() if every or (x in names and not same)]
 

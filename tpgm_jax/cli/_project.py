@@ -67,17 +67,12 @@ def check_match(pretrained: Checkpoint, finetuned: Checkpoint, found: Match, hin
         because = f"their names differ, such as {' and '.join(map(quoted, names)) or 'nothing'}"
         remedy = hint or "rename the parameters, or pass checkpoints of one model"
         raise CommandError("PRETRAINED and FINETUNED cannot be matched", because, remedy)
-    for group in found.quantized:
-        changed = sorted(x for x in group if different(pretrained, finetuned, x))
-        if changed:
-            label = {**pretrained.entries, **finetuned.entries}[changed[0]].label
-            raise CommandError(
-                f"{quoted(changed[0])} ({label}) cannot be moved",
-                "it differs, and is part of quantized weights or an integer matrix "
-                f"({printable(', '.join(sorted(group)))}), whose numbers mean nothing on their own",
-                "dequantize both checkpoints first, or pass --exclude with the names to copy them "
-                "from FINETUNED",
-            )
+    for name in sorted(found.quantized):
+        if different(pretrained, finetuned, name):
+            entry = finetuned.entries.get(name) or pretrained.entries[name]
+            because = "it differs, and is part of quantized weights or an integer matrix"
+            remedy = "dequantize both first, or --exclude all parts to copy them from FINETUNED"
+            raise CommandError(f"{quoted(name)} ({entry.label}) cannot be moved", because, remedy)
     for name, (w0, w) in found.kinds.items():
         because = f"it is {printable(w0)} in PRETRAINED and {printable(w)} in FINETUNED"
         remedy = f"{exclude} with the same kinds of dtype"

@@ -42,10 +42,9 @@ def _notes(comparison: Comparison) -> list[str]:
         lines.append(f"matched by --rename: {plural(comparison.renamed, 'name')}")
     for kind, pairs in (("shapes", found.shapes), ("dtypes", found.dtypes)):
         lines += [f"{kind} differ: {printable(k)}: {x} and {y}" for k, (x, y) in pairs.items()]
-    quantized = set().union(*found.quantized)
     not_measured: dict[str, list[str]] = {}
     for name, (entry, same) in comparison.others.items():
-        label = printable(entry.label) + (", quantized" if name in quantized else "")
+        label = printable(entry.label) + (", quantized" if name in found.quantized else "")
         heading = f"not measured ({label}), {'the same' if same else 'different'}"
         not_measured.setdefault(heading, []).append(name)
     for heading, names in not_measured.items():
