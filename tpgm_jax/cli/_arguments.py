@@ -80,8 +80,8 @@ def parser() -> argparse.ArgumentParser:
     add("--plot", type=Path, metavar="FILE", help="draw a .png, .pdf or .svg")
     add("--sort", choices=SORTS, default="name", help="order of the tensors, largest first")
     add("--top", type=count, metavar="N", help="show only the first N tensors")
-    help = "exit with code 3 if the relative distance of a tensor is larger"
-    add("--max-relative", type=positive, metavar="X", help=help)
+    text = "exit with code 3 if the relative distance of a tensor is larger"
+    add("--max-relative", type=positive, metavar="X", help=text)
 
     project = _add_command(commands, "project", "write a projected or interpolated copy", PROJECT)
     _add_output(project)
@@ -89,10 +89,10 @@ def parser() -> argparse.ArgumentParser:
     how = project.add_mutually_exclusive_group(required=True)
     how.add_argument("--radius", type=positive, metavar="R", help="project to a ball of this size")
     how.add_argument("--alpha", **alpha)
-    help = "bound the L1 norm of each row (mars, the default), or the l2 norm of each layer"
-    project.add_argument("--norm", choices=get_args(Norm), help=help)
-    help = "measure the radius in the norm (the default), or by the size of the pre-trained weights"
-    project.add_argument("--unit", choices=get_args(Unit), help=help)
+    text = "bound the L1 norm of each row (mars, the default), or the l2 norm of each layer"
+    project.add_argument("--norm", choices=get_args(Norm), help=text)
+    text = "measure the radius in the norm (the default), or by the size of the pre-trained weights"
+    project.add_argument("--unit", choices=get_args(Unit), help=text)
 
     interpolate = _add_command(commands, "interpolate", "the same as `project --alpha`", PROJECT)
     _add_output(interpolate)
@@ -113,10 +113,10 @@ def _add_command(commands: Any, name: str, summary: str, more: str) -> argparse.
     add, repeated = command.add_argument, {"action": "append", "default": []}
     add("pretrained", type=Path, metavar="PRETRAINED")
     add("finetuned", type=Path, metavar="FINETUNED")
-    help = "skip tensors whose whole name matches; may be repeated"
-    add("--exclude", **repeated, metavar="REGEX", help=help)
-    help = "match names of both after this substitution; may be repeated"
-    add("--rename", **repeated, type=parse_rule, metavar="s/REGEX/NEW/", help=help)
+    text = "skip tensors whose whole name matches; may be repeated"
+    add("--exclude", **repeated, metavar="REGEX", help=text)
+    text = "match names of both after this substitution; may be repeated"
+    add("--rename", **repeated, type=parse_rule, metavar="s/REGEX/NEW/", help=text)
     add("--all", action="store_true", help="treat training state (Adam's moments) like weights")
     add("--json", action="store_true", help="print only JSON")
     return command

@@ -81,7 +81,6 @@ def check_match(pretrained: Checkpoint, finetuned: Checkpoint, found: Match, hin
 
 def interpolation(alpha: float) -> Move:
     """A move to `(1 - alpha) * W0 + alpha * W`."""
-
     return lambda name, anchor, params: interpolate_tensor(params, anchor, alpha)
 
 
@@ -94,7 +93,6 @@ def projection(
     if unit == "anchor":
         sums = {name: anchor_sums(pretrained.read(name), t, norm) for name, t in tensors.items()}
         radii = {name: radius * u for name, u in unit_sizes(sums, tensors, norm).items()}
-
     return lambda name, anchor, params: project_tensor(
         params, anchor, tensors[name], radii[name], norm
     )
