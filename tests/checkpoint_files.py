@@ -49,6 +49,11 @@ def save(path: Path, flat: dict[str, Any], **metadata: str) -> Path:
     return path
 
 
+def save_pair(folder: Path) -> list[Path]:
+    """A pre-trained and a fine-tuned checkpoint."""
+    return [save(folder / f"{name}.safetensors", weights(i)) for i, name in enumerate(("w0", "w"))]
+
+
 def load(path: Path) -> dict[str, np.ndarray]:
     """What the format's own library reads."""
     if path.suffix == ".safetensors":

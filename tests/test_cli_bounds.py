@@ -75,9 +75,26 @@ def deep_names(count):
     return safetensors_bytes(tensors, b"\0" * 4 * count)
 
 
+def scales_and_integers(count):
+    """As many scales as integers in one module."""
+    names = [f"w{i}_scale" for i in range(count)] + [f"q{i}" for i in range(count)]
+    spans = [tensor(4 * i, 4 * i + 4, [1], "F32" if i < count else "I32") for i in range(2 * count)]
+    return safetensors_bytes(dict(zip(names, spans, strict=True)), b"\0" * 8 * count)
+
+
+def long_path(count):
+    """Many leaves whose names share a path of 80,000 characters."""
+    tree = {str(i): 0 for i in range(count)}
+    for _ in range(80):
+        tree = {"a" * 1000: tree}
+    return packed(tree)
+
+
 WORK = {
     "6,000 arrays in chunks": (".msgpack", chunked_arrays(6_000)),
     "10,000 deep names": (".safetensors", deep_names(10_000)),
+    "20,000 integers beside as many scales": (".safetensors", scales_and_integers(20_000)),
+    "20,000 leaves under a long path": (".msgpack", long_path(20_000)),
     "a million empty maps": (".msgpack", packed({str(i): {} for i in range(10**6)})),
 }
 

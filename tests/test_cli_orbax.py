@@ -73,7 +73,7 @@ def test_arrays_of_4_bits_are_compared_and_copied_if_they_are_equal(options, tmp
     assert "not measured (int4, quantized), different" in command(capsys, "compare", *paths[:2])[1]
     args = ("project", *paths[:2], "--alpha", 0.5, "-o", paths[2])
     code, _, err = command(capsys, *args)
-    assert (code, "Dequantize" in err) == (2, True)
+    assert (code, "dequantize" in err) == (2, True)
     assert command(capsys, *args, "--exclude", "narrow")[0] == 0
     np.testing.assert_array_equal(checkpointer.restore(paths[2])["narrow"], narrow(1))
     assert "not measured (int4, quantized), the same" in command(capsys, "compare", *paths[1:])[1]

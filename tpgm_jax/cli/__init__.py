@@ -2,9 +2,10 @@
 
 `import tpgm_jax` does not import this package. Its modules, in reading order:
 
-    _errors, _text         errors, and escaping of names
+    _errors                errors, and escaping of names
     _checkpoint            the interface of a checkpoint: entries, read one at a time; bounds
-    _safetensors, _folder, _msgpack, _npz, _orbax    the formats, through their own libraries
+    _safetensors, _folder, _msgpack, _npz, _orbax
+                           the formats, through their own libraries
     _open                  detection of the format
     _output                atomic output, and signals
     _kinds                 what a tensor is: quantized, statistic, training state
@@ -12,7 +13,7 @@
     _match, _rename        two checkpoints, matched by name
     _numbers               the arithmetic, in NumPy
     _compare, _project     distances; new weights
-    _table, _plot           output
+    _table, _plot          output
     _arguments, _main      arguments and exit codes
 """
 

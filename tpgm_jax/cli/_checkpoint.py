@@ -1,15 +1,14 @@
 """The interface of a checkpoint: entries by name, read one at a time; bounds of all formats."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from tpgm_jax.cli._errors import CommandError
-from tpgm_jax.cli._text import printable
+from tpgm_jax.cli._errors import quoted, unreadable
 
 # Supported dtypes. A name from a file is looked up here and never passed to `numpy.dtype`, which
 # also accepts "O", "V999999999" and "(9999,)f4".
@@ -23,6 +22,7 @@ DTYPES = {
         *(ml_dtypes.float8_e4m3, ml_dtypes.float8_e4m3b11fnuz, ml_dtypes.float8_e3m4),
     )
 }
+_KINDS = {"f": "float", "V": "float", "c": "complex", "i": "int", "u": "int", "b": "bool"}
 
 # A compressed file may expand to `FREE` bytes plus `EXPANSION` times its size. Weights compress by
 # about a half; a file beyond this limit is a bomb, or all zeros.
@@ -37,25 +37,24 @@ class Entry(NamedTuple):
     Attributes:
         name: the leaf's path, joined by slashes if the format nests.
         shape: shape of the array.
-        dtype: dtype of the array, or `None` for leaves that are copied unread.
-        label: name of the type, for output.
+        label: NumPy's name of the dtype, or the name of another type.
         size: bytes in memory.
     """
 
     name: str
     shape: tuple[int, ...]
-    dtype: np.dtype | None
     label: str
     size: int
 
     @property
+    def dtype(self) -> np.dtype | None:
+        """`None` for leaves that are not computed with. They are read as bytes."""
+        return DTYPES.get(self.label)
+
+    @property
     def kind(self) -> str:
         """ "float", "complex", "int" or "bool" or "other"."""
-        if self.dtype is None:
-            return "other"
-        if self.dtype.kind == "V":  # the dtypes of ml_dtypes
-            return "float"
-        return {"f": "float", "c": "complex", "i": "int", "u": "int", "b": "bool"}[self.dtype.kind]
+        return "other" if self.dtype is None else _KINDS[self.dtype.kind]
 
     @property
     def movable(self) -> bool:
@@ -69,16 +68,36 @@ Replacement = Callable[[Entry], np.ndarray | None]
 class Checkpoint:
     """A file or directory that is open for reading. Arrays stay on disk until they are read.
 
-    Attributes:
+    Args:
         path: the path to show.
-        kind: name of the format.
-        entries: entries by name, in the order of the file.
+        entries: the leaves, in the order of the file. They are checked one by one, because names
+            that share a long beginning can take much more memory than the file.
     """
 
     kind = ""
 
-    def __init__(self, path: Path, entries: Sequence[Entry]):
-        self.path, self.entries = path, collect(path, entries)
+    def __init__(self, path: Path, entries: Iterable[Entry]):
+        self.path = path
+        self.entries: dict[str, Entry] = {}
+        for entry in entries:
+            name = entry.name
+            levels = 1 + max(name.count("/"), name.count("."))
+            if len(name) > LONGEST_NAME or levels > DEEPEST or len(entry.shape) > MOST_AXES:
+                raise unreadable(
+                    path,
+                    f"{quoted(name, 60)} has a name of {len(name)} characters and "
+                    f"{len(entry.shape)} axes, and at most {LONGEST_NAME} characters, {DEEPEST} "
+                    f"levels and {MOST_AXES} axes are allowed",
+                    "rename or reshape it",
+                )
+            if name in self.entries:
+                because = f"it has two parameters called {quoted(name)}"
+                remedy = "rename one, such as a key with a slash in it"
+                raise unreadable(path, because, remedy)
+            if len(self.entries) == MOST_ENTRIES:
+                because = f"it has more than {MOST_ENTRIES} tensors"
+                raise unreadable(path, because, "split it")
+            self.entries[name] = entry
 
     def read(self, name: str) -> np.ndarray:
         """The array of one entry; its bytes if the entry has no dtype."""
@@ -99,45 +118,12 @@ def bytes_of(shape: Sequence[int], dtype: np.dtype) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def collect(path: Path, entries: Sequence[Entry]) -> dict[str, Entry]:
-    """Entries by name.
-
-    Raises:
-        CommandError: two of them have the same name, or one exceeds a bound.
-    """
-    by_name: dict[str, Entry] = {}
-    if len(entries) > MOST_ENTRIES:
-        raise CommandError(
-            f"{path} cannot be used, because it has {len(entries)} tensors, more than the "
-            f"{MOST_ENTRIES} that are allowed: split it."
-        )
-    for entry in entries:
-        name = entry.name
-        too_deep = name.count("/") >= DEEPEST or name.count(".") >= DEEPEST
-        if len(name) > LONGEST_NAME or too_deep or len(entry.shape) > MOST_AXES:
-            raise CommandError(
-                f"{path} cannot be used, because {printable(name, 60)!r} has a name of {len(name)} "
-                f"characters and {len(entry.shape)} axes, and at most {LONGEST_NAME} characters, "
-                f"{DEEPEST} levels and {MOST_AXES} axes are allowed: rename or reshape it."
-            )
-        if name in by_name:
-            raise CommandError(
-                f"{path} cannot be used, because it has two parameters called "
-                f"{printable(name)!r}: rename one, such as a key with a slash in it."
-            )
-        by_name[name] = entry
-    return by_name
-
-
 def check_expansion(path: Path, name: str, size: int, stored: int) -> None:
-    """Checks the size that a compressed file claims, before memory is allocated for it.
-
-    Raises:
-        CommandError: `size` is too large for a file of `stored` bytes.
-    """
+    """Checks the size that a compressed file claims, before memory is allocated for it."""
     if size > FREE + EXPANSION * stored:
-        raise CommandError(
-            f"{path}: {printable(name)!r} claims {size} bytes, more than {EXPANSION} times the "
-            f"{stored} of the file, so it is damaged or a bomb: if it is neither, save it without "
-            "compression."
+        raise unreadable(
+            path,
+            f"{quoted(name)} claims {size} bytes, more than {EXPANSION} times the {stored} of the "
+            "file, so it is damaged or a bomb",
+            "if it is neither, save it without compression",
         )

@@ -8,9 +8,9 @@ import numpy as np
 
 from tpgm_jax._core.axes import Tensor
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry
+from tpgm_jax.cli._errors import finite_or_none
 from tpgm_jax.cli._match import Match, Progress, different
 from tpgm_jax.cli._numbers import Distance, distance, relative
-from tpgm_jax.cli._text import finite_or_none
 
 SORTS = ("name", "relative", "mars", "l2")
 
@@ -70,26 +70,30 @@ class Comparison(NamedTuple):
     limit: float | None
 
     @property
-    def not_finite(self) -> int:
-        return sum(x.distance.not_finite for x in self.measurements)
-
-    @property
     def farthest(self) -> Measurement | None:
         return max(self.measurements, key=lambda x: x.size("relative"), default=None)
 
     @property
     def too_far(self) -> list[str]:
         """Names of tensors beyond the limit."""
-        limit = math.inf if self.limit is None else self.limit
-        far = (x for x in self.measurements if x.size("relative") > limit or x.distance.not_finite)
-        return [] if self.limit is None else [x.entry.name for x in far]
+        if self.limit is None:
+            return []
+        return [
+            x.entry.name
+            for x in self.measurements
+            if x.size("relative") > self.limit or x.distance.not_finite
+        ]
 
     @property
     def unjudged(self) -> list[str]:
         """Names of weights that differ in a way that was not measured."""
-        names = {*set().union(*self.match.quantized), *self.match.kinds}
+        names = self.match.quantized | self.match.kinds.keys()
         every = not self.measurements
         return [x for x, (_, same) in self.others.items() if every or (x in names and not same)]
+
+    @property
+    def within_limit(self) -> bool:
+        return bool(self.measurements) and not self.too_far and not self.unjudged
 
     def ordered(self, sort: str, top: int | None) -> list[Measurement]:
         if sort == "name":
@@ -97,16 +101,16 @@ class Comparison(NamedTuple):
         return sorted(self.measurements, key=lambda x: -x.size(sort))[:top]
 
     def totals(self) -> dict[str, Any]:
-        squares = sum(x.distance.squares for x in self.measurements)
-        anchor = sum(x.distance.anchor_squares for x in self.measurements)
-        largest = [x.distance.mars_largest for x in self.measurements]
+        distances = [x.distance for x in self.measurements]
+        squares = sum(x.squares for x in distances)
+        largest = float(np.max([x.mars_largest for x in distances])) if distances else math.nan
         return {
-            "tensors": len(self.measurements),
+            "tensors": len(distances),
             "parameters": sum(math.prod(x.entry.shape) for x in self.measurements),
-            "mars_largest": finite_or_none(float(np.max(largest))) if largest else None,
+            "mars_largest": finite_or_none(largest),
             "l2": finite_or_none(squares**0.5),
-            "relative": finite_or_none(relative(squares, anchor)),
-            "not_finite": self.not_finite,
+            "relative": finite_or_none(relative(squares, sum(x.anchor_squares for x in distances))),
+            "not_finite": sum(x.not_finite for x in distances),
             "not_measured": len(self.others),
         }
 
@@ -140,13 +144,6 @@ def compare(
     progress: Progress,
 ) -> tuple[list[Measurement], dict[str, tuple[Entry, bool]]]:
     """Reads both checkpoints, one tensor at a time, and measures the distances.
-
-    Args:
-        pretrained: the anchor.
-        finetuned: the fine-tuned checkpoint.
-        found: entries of both, matched by name.
-        tensors: rows and layers of the tensors to measure, by name.
-        progress: called with the number of bytes processed.
 
     Returns:
         The `measurements` and the `others` of a `Comparison`.

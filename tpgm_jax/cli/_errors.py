@@ -1,51 +1,85 @@
-"""Errors of the user or of a file: exit code 2, one line, no traceback."""
+"""Errors of the user or of a file, and text that is safe to print."""
 
 import importlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tpgm_jax.cli._text import printable
-
 
 class CommandError(Exception):
-    """Wrong usage, or a file that cannot be read or written."""
+    """Wrong usage, or a file that cannot be read or written: exit code 2 and one line.
+
+    The line says what cannot be done, because of what, and what to do. `what` alone is a whole line
+    of the library.
+    """
+
+    def __init__(self, what: str, because: str = "", remedy: str = ""):
+        super().__init__(f"{what}, because {because}: {remedy}." if because else what)
+
+
+def unreadable(path: Path, because: str, remedy: str) -> CommandError:
+    return CommandError(f"{path} cannot be read", because, remedy)
 
 
 @contextmanager
-def translate_read_errors(path: Path, kind: str) -> Iterator[None]:
-    """Turns exceptions of a format's library into a `CommandError` that names the file.
+def translate_errors(what: str, remedy: str) -> Iterator[None]:
+    """Turns any exception of a format's library into a `CommandError`.
 
-    It catches every class of exception, because libraries raise many of them for hostile bytes.
+    Any, because libraries raise exceptions of many classes for hostile bytes.
     """
     try:
         yield
-    except CommandError:
+    except (CommandError, MemoryError):
         raise
-    except MemoryError as error:
-        raise CommandError(
-            f"{path} cannot be read as {kind}, because a tensor does not fit into memory: use a "
-            "machine with more."
-        ) from error
     except Exception as error:
-        reason = printable(f"{type(error).__name__}: {error}", limit=300)
-        raise CommandError(
-            f"{path} cannot be read as {kind}, because {reason}. It may be truncated or "
-            "damaged: fetch or save it again."
-        ) from error
+        reason = printable(f"{type(error).__name__}: {error}".rstrip(". "), limit=300)
+        raise CommandError(what, reason, remedy) from error
+
+
+def reading(path: Path, kind: str):
+    """Translates the errors of reading `path` as `kind`."""
+    return translate_errors(f"{path} cannot be read as {kind}", "fetch or save it again")
 
 
 def import_optional(module: str) -> Any:
-    """Imports a module of the extra `cli`.
-
-    Raises:
-        CommandError: it is not installed.
-    """
+    """Imports a module of the extra `cli`, or raises a `CommandError`."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        name = module.partition(".")[0]
+        because = f"{module.partition('.')[0]} is not installed"
         raise CommandError(
-            f"this command cannot run, because {name} is not installed: pip install 'tpgm-jax[cli]'"
+            "this command cannot run", because, "pip install 'tpgm-jax[cli]'"
         ) from error
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """`text` with control characters escaped, shortened to about `limit` characters.
+
+    Names come from untrusted files. An escape sequence could clear the terminal or forge a line,
+    and a character that reverses the writing direction could make one name look like another.
+    """
+    if len(text) > limit:
+        text = f"{text[: limit // 2]}...{text[-(limit // 2) :]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def quoted(text: str, limit: int = 200) -> str:
+    return repr(printable(text, limit))
+
+
+def finite_or_none(value: float) -> float | None:
+    """`value`, or `None` if it is NaN or infinite, for which JSON has no number."""
+    return value if math.isfinite(value) else None
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def listed(heading: str, names: Sequence[str], most: int = 10) -> list[str]:
+    """A line for each of the first names, and one that counts the rest."""
+    lines = [f"{heading}: {printable(name)}" for name in names[:most]]
+    rest = len(names) - len(lines)
+    return [*lines, f"{heading}: {rest} more"] if rest else lines

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 
 from tpgm_jax.cli._checkpoint import Entry
+from tpgm_jax.cli._errors import CommandError
 
 _SEPARATOR = re.compile(r"[./]")
 # The rest of the name `weight_scale_inv` is `weight`, of `scales` or `qzeros` nothing.
@@ -18,6 +19,8 @@ _STATISTIC = re.compile(
     re.IGNORECASE,
 )
 
+# A module of 3,000 quantized layers without levels in their names. More would take minutes.
+_MOST_PAIRS = 10_000_000
 _PACKED = ("int2", "int4", "uint2", "uint4", "F4", "F6_E2M3", "F6_E3M2", "float4_e2m1fn")
 
 
@@ -51,11 +54,11 @@ def is_statistic(name: str) -> bool:
     return bool(_STATISTIC.fullmatch(leaf)) or "batch_stats" in above
 
 
-def quantized_groups(entries: Mapping[str, Entry]) -> list[set[str]]:
-    """Groups of tensors that mean numbers only together: quantized weights and their scales.
+def quantized_names(entries: Mapping[str, Entry]) -> set[str]:
+    """Names of tensors that mean numbers only together: quantized weights and their scales.
 
-    A group is an integer or float8 tensor with the scales and zero points beside or below it.
-    Tensors of less than 8 bits, exponents (E8M0) and integer matrices are groups on their own.
+    These are integer or float8 tensors with the scales and zero points beside or below them, and
+    also without any: tensors of less than 8 bits, exponents (E8M0) and integer matrices.
     """
     scales: dict[str, list[tuple[str, str]]] = {}  # module to names of scales and what they scale
     for name in entries:
@@ -65,7 +68,7 @@ def quantized_groups(entries: Mapping[str, Entry]) -> list[set[str]]:
             scales.setdefault(parent, []).append((name, leaf[: scale.start()]))
             if _SCALE.fullmatch(_split(parent)[1]):  # such as `weight.quant_state.bitsandbytes`
                 scales.setdefault(_split(parent)[0], []).append((name, ""))
-    groups = []
+    found, pairs = set(), 0
     for name, entry in entries.items():
         packed = entry.label in _PACKED
         narrow = entry.kind == "float" and entry.dtype is not None and entry.dtype.itemsize == 1
@@ -75,6 +78,10 @@ def quantized_groups(entries: Mapping[str, Entry]) -> list[set[str]]:
         parent, leaf = _split(name)
         if leaf == "key" or "rng" in name:  # random keys
             continue
+        pairs += len(scales.get(parent, ()))
+        if pairs > _MOST_PAIRS:
+            because = f"more than {_MOST_PAIRS} pairs of integers and scales are in one module"
+            raise CommandError("the tensors cannot be told apart", because, "split the checkpoint")
         related = {
             x
             for x, stem in scales.get(parent, ())
@@ -85,8 +92,8 @@ def quantized_groups(entries: Mapping[str, Entry]) -> list[set[str]]:
             related = {x for x in related if entries[x].dtype != entry.dtype}
         alone = packed or "e8m0" in entry.label or (integer and len(entry.shape) > 1)
         if alone or (related - {name} and entry.shape):
-            groups.append({name, *related})
-    return groups
+            found |= {name, *related}
+    return found
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -5,26 +5,23 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 from tpgm_jax._core.axes import Tensor
-from tpgm_jax._core.checks import check_fraction, check_positive
 from tpgm_jax._core.rows_by_name import conv1d_names
 from tpgm_jax.cli import _compare, _project
 from tpgm_jax.cli._arguments import parser
 from tpgm_jax.cli._checkpoint import Checkpoint
-from tpgm_jax.cli._errors import CommandError
-from tpgm_jax.cli._match import Match, match, numeric
+from tpgm_jax.cli._errors import CommandError, printable
+from tpgm_jax.cli._match import Match, Progress, match, numeric
 from tpgm_jax.cli._open import SUFFIXES, open_checkpoint
 from tpgm_jax.cli._output import Signals, check_output, write_atomically
 from tpgm_jax.cli._plot import check_plot, plot
 from tpgm_jax.cli._rename import proposal, rename
-from tpgm_jax.cli._rows import parse_axes, tensors
+from tpgm_jax.cli._rows import tensors
 from tpgm_jax.cli._table import table
-from tpgm_jax.cli._text import printable
 
 DIFFERENT, BAD, TOO_FAR = 1, 2, 3
 BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -32,18 +29,16 @@ BROKEN_PIPE = 128 + signal.SIGPIPE
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Runs the command line, and returns its exit code."""
-    try:
-        args = parser().parse_args(argv)
-    except SystemExit as end:  # after --help, or an error that argparse has printed
-        return end.code if isinstance(end.code, int) else BAD
     signals = Signals()
     try:
+        args = parser().parse_args(argv)
         with signals.handled():
-            command = compare if args.command == "compare" else project
-            code = command(args, signals)
+            code = (compare if args.command == "compare" else project)(args, signals)
             sys.stdout.flush()
             signals.check()
             return code
+    except SystemExit as end:  # after --help, or an error that argparse has printed
+        return end.code if isinstance(end.code, int) else BAD
     except CommandError as error:
         return _print_error(str(error))
     except MemoryError:
@@ -61,50 +56,41 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def compare(args: argparse.Namespace, signals: Signals) -> int:
     """Runs `tpgm-jax compare`."""
-    _check_number(args.max_relative, "--max-relative", check_positive)
-    if args.top is not None and args.top < 0:
-        raise CommandError(f"--top {args.top} is negative: pass how many tensors to show.")
-    target, kind = None, ""
-    if args.plot is not None:
-        kind = args.plot.suffix
+    if args.plot:
         check_plot(args.plot)
-        target = check_output(args.plot, [args.pretrained, args.finetuned], force=True)
+        check_output(args.plot, [args.pretrained, args.finetuned], force=True)
     with _open_both(args) as (pretrained, finetuned, renamed):
         found = match(pretrained.entries, finetuned.entries, args.exclude, args.all)
         parts, outputs_last = _tensors(args, finetuned, found)
-        with _progress(args, finetuned, signals) as progress:
+        with _progress(finetuned, signals) as progress:
             measured = _compare.compare(pretrained, finetuned, found, parts, progress)
         hint = proposal(found, pretrained.entries, finetuned.entries)
         result = _compare.Comparison(
             found, *measured, outputs_last, hint, renamed, args.max_relative
         )
-    if target is not None:
-        with write_atomically(target, True, signals) as temporary:
-            plot(result.measurements, temporary, kind)
+    if args.plot:
+        with write_atomically(args.plot.resolve(), True, signals) as temporary:
+            plot(result.measurements, temporary, args.plot.suffix)
     if args.json:
         paths = {"pretrained": str(args.pretrained), "finetuned": str(args.finetuned)}
         _print_json({**paths, **result.as_json(args.sort, args.top)})
     else:
-        _print(table(result, args.sort, args.top, sys.stdout.isatty()))
-    if args.max_relative is not None and (
-        result.too_far or result.unjudged or not result.measurements
-    ):
+        _print(table(result, args.sort, args.top))
+    if args.max_relative is not None and not result.within_limit:
         return TOO_FAR
-    return 0 if found.same and not result.not_finite else DIFFERENT
+    return 0 if found.same and not result.totals()["not_finite"] else DIFFERENT
 
 
 def project(args: argparse.Namespace, signals: Signals) -> int:
     """Runs `tpgm-jax project` and `tpgm-jax interpolate`."""
-    _check_number(args.alpha, "--alpha", check_fraction)
-    _check_number(args.radius, "--radius", check_positive)
     if args.alpha is not None and (args.norm or args.unit or args.rows or args.axes):
-        raise CommandError(
-            "--alpha cannot be used with --norm, --unit, --rows or --axes, because it moves every "
-            "number by the same fraction: leave them out."
-        )
+        what = "--alpha cannot be used with --norm, --unit, --rows or --axes"
+        raise CommandError(what, "it moves every number by the same fraction", "leave them out")
     target = check_output(args.out, [args.pretrained, args.finetuned], args.force)
     with _open_both(args) as (pretrained, finetuned, renamed):
-        _check_suffix(args.out, finetuned)
+        if args.out.suffix in SUFFIXES and args.out.suffix != f".{finetuned.kind}":
+            because = f"the output has the format of FINETUNED, {finetuned.kind}"
+            raise CommandError(f"{args.out} cannot be written", because, "choose another suffix")
         found = match(pretrained.entries, finetuned.entries, args.exclude, args.all)
         hint = proposal(found, pretrained.entries, finetuned.entries)
         _project.check_match(pretrained, finetuned, found, hint)
@@ -117,7 +103,7 @@ def project(args: argparse.Namespace, signals: Signals) -> int:
             movable, norm, unit = set(parts), args.norm or "mars", args.unit or "norm"
             move = _project.projection(args.radius, norm, unit, parts, pretrained)
         with (
-            _progress(args, finetuned, signals) as progress,
+            _progress(finetuned, signals) as progress,
             write_atomically(target, args.force, signals) as temporary,
         ):
             report = _project.project(
@@ -128,7 +114,7 @@ def project(args: argparse.Namespace, signals: Signals) -> int:
     if outputs_last:
         report.notes.append(f"outputs last, as in GPT-2's Conv1D: {len(outputs_last)} weights")
     if args.json:
-        _print_json(report.as_json())
+        _print_json(vars(report))
     else:
         _print(report.as_text("projected" if args.alpha is None else "interpolated"))
     return 0
@@ -147,41 +133,23 @@ def _tensors(
     args: argparse.Namespace, finetuned: Checkpoint, found: Match
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Rows and layers of the tensors to measure, and which are taken for GPT-2's `Conv1D`."""
-    rows, axes = args.rows or "auto", [parse_axes(text) for text in args.axes]
-    parts = tensors(finetuned.entries, numeric(found, finetuned.entries, ("float",)), rows, axes)
+    rows = args.rows or "auto"
+    measured = numeric(found, finetuned.entries, ("float",))
+    parts = tensors(finetuned.entries, measured, rows, args.axes)
     conv1d = conv1d_names({name: part.shape for name, part in parts.items()})
     last = [name for name, part in parts.items() if name in conv1d and part.rows == (1,)]
     return parts, last if rows == "auto" else []
 
 
-def _check_number(value: Any, argument: str, check: Callable[[Any, str], None]) -> None:
-    try:
-        if value is not None:
-            check(value, argument)
-    except ValueError as error:
-        raise CommandError(str(error)) from error
-
-
-def _check_suffix(out: Path, finetuned: Checkpoint) -> None:
-    suffix = f".{finetuned.kind}"
-    if out.suffix in SUFFIXES and out.suffix != suffix:
-        raise CommandError(
-            f"{out} cannot end in {out.suffix}, because the output has the format of FINETUNED, "
-            f"{finetuned.kind}: choose another name."
-        )
-
-
 @contextmanager
-def _progress(
-    args: argparse.Namespace, finetuned: Checkpoint, signals: Signals
-) -> Iterator[Callable[[int], None]]:
+def _progress(finetuned: Checkpoint, signals: Signals) -> Iterator[Progress]:
     """A bar on stderr, after a second. Nothing without a terminal or without tqdm."""
     try:
         from tqdm import tqdm
     except ModuleNotFoundError:
         tqdm = None
     bar, total = None, sum(entry.size for entry in finetuned.entries.values())
-    if tqdm is not None and not args.quiet and sys.stderr.isatty():
+    if tqdm is not None and sys.stderr.isatty():
         bar = tqdm(total=total, unit="B", unit_scale=True, delay=1, leave=False)
 
     def progress(count: int) -> None:

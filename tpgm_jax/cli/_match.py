@@ -7,7 +7,7 @@ import numpy as np
 
 from tpgm_jax._core.names import natural_order
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry
-from tpgm_jax.cli._kinds import is_statistic, quantized_groups, training_state
+from tpgm_jax.cli._kinds import is_statistic, quantized_names, training_state
 from tpgm_jax.cli._rows import excluded_names
 
 
@@ -21,7 +21,7 @@ class Match(NamedTuple):
         shapes: name to both shapes, for names in both whose shapes differ.
         dtypes: name to both dtypes, for names in both whose dtypes differ.
         kinds: name to both dtypes, if only one of them is floating point, or only one is complex.
-        quantized: groups of names that mean numbers only together, such as integers and a scale.
+        quantized: names that mean numbers only together, such as integers and a scale.
         statistics: names of statistics and buffers in floating point.
         excluded: names that `--exclude` matched, in natural order.
         training: names of training state, in natural order.
@@ -33,7 +33,7 @@ class Match(NamedTuple):
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
     dtypes: dict[str, tuple[str, str]]
     kinds: dict[str, tuple[str, str]]
-    quantized: list[frozenset[str]]
+    quantized: set[str]
     statistics: list[str]
     excluded: list[str]
     training: list[str]
@@ -53,7 +53,7 @@ class Match(NamedTuple):
             "only_finetuned": self.only_finetuned,
             "shapes_differ": pairs(self.shapes),
             "dtypes_differ": pairs(self.dtypes),
-            "quantized": sorted(set().union(*self.quantized)),
+            "quantized": sorted(self.quantized),
             "statistics": self.statistics,
             "excluded": self.excluded,
             "training_state": self.training,
@@ -65,18 +65,13 @@ def match(
 ) -> Match:
     """Matches the entries of the pre-trained (`old`) and the fine-tuned (`new`) checkpoint.
 
-    Args:
-        old: entries of the pre-trained checkpoint.
-        new: entries of the fine-tuned checkpoint.
-        exclude: patterns of `--exclude`.
-        everything: whether to keep training state.
+    `exclude` is the patterns of `--exclude`, and `everything` is whether to keep training state.
     """
     names = list(dict.fromkeys([*new, *old]))
     excluded = excluded_names(exclude, names)
     training = set() if everything else training_state(names) - excluded
     skipped = excluded | training
     both = [(x, old[x], new[x]) for x in new if x in old and x not in skipped]
-    groups = {frozenset(x) - skipped for x in (*quantized_groups(old), *quantized_groups(new))}
     common = natural_order(sorted(name for name, w0, w in both if w0.shape == w.shape))
     return Match(
         common=common,
@@ -89,7 +84,7 @@ def match(
             for x, w0, w in both
             if w0.kind != w.kind and (w0.movable or w.movable)
         },
-        quantized=sorted(filter(None, groups), key=min),
+        quantized=(quantized_names(old) | quantized_names(new)) - skipped,
         statistics=[x for x in common if new[x].movable and is_statistic(x)],
         excluded=natural_order(sorted(excluded)),
         training=natural_order(sorted(training)),
@@ -98,8 +93,8 @@ def match(
 
 def numeric(found: Match, new: Mapping[str, Entry], kinds: Collection[str]) -> set[str]:
     """Names of the common tensors of these kinds ("float", "complex") that stand for themselves."""
-    rest = {*found.kinds, *set().union(*found.quantized)}
-    return {x for x in found.common if new[x].kind in kinds and 0 not in new[x].shape} - rest
+    names = {x for x in found.common if new[x].kind in kinds and 0 not in new[x].shape}
+    return names - found.quantized - found.kinds.keys()
 
 
 def different(pretrained: Checkpoint, finetuned: Checkpoint, name: str) -> bool:

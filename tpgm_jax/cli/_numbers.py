@@ -17,18 +17,16 @@ from tpgm_jax._core.unit import unit_from_sums
 
 # Entries per block, so that copies stay in the processor's cache.
 BLOCK = 2**17
+Block = tuple[Any, ...]
 
 
 class Distance(NamedTuple):
-    """Distance of a tensor `W` from its anchor `W0`, with `d = W - W0`.
+    """Distance of a tensor `W` from its anchor `W0`, with `d = W - W0`, in float64.
 
     Attributes:
-        mars_largest: largest sum of `|d|` over a row. A projection with at least this radius, in
-            the norm "mars", does not change `W`.
-        mars_mean: mean over rows of the sum of `|d|`.
-        l2_largest: largest `sqrt(sum of d^2)` over a layer; a tensor is one layer unless it stacks
-            several.
-        l2_mean: mean over layers of `sqrt(sum of d^2)`.
+        mars_largest, mars_mean: over rows, of the sum of `|d|`.
+        l2_largest, l2_mean: over layers, of `sqrt(sum of d^2)`; a tensor is one layer unless it
+            stacks several.
         squares: sum of `d^2`.
         anchor_squares: sum of `W0^2`.
         not_finite: number of entries of `d` that are NaN or infinite.
@@ -44,25 +42,19 @@ class Distance(NamedTuple):
 
     @property
     def relative(self) -> float:
-        """`||W - W0|| / ||W0||` in the l2 norm; NaN if the anchor is zero."""
         return relative(self.squares, self.anchor_squares)
 
 
 def relative(squares: float, anchor_squares: float) -> float:
+    """`||W - W0|| / ||W0||`; NaN if the anchor is zero."""
     return math.sqrt(squares / anchor_squares) if anchor_squares > 0 else math.nan
 
 
 def distance(params: np.ndarray, anchor: np.ndarray, tensor: Tensor) -> Distance:
-    """Measures one tensor, in float64.
-
-    Args:
-        params: the fine-tuned tensor.
-        anchor: the pre-trained tensor, of the same shape.
-        tensor: rows and layers of the tensor.
-    """
+    """Measures one tensor, with the rows and layers of `tensor`."""
     anchor_squares, not_finite = 0.0, 0
 
-    def displacement(block: tuple[Any, ...]) -> np.ndarray:
+    def displacement(block: Block) -> np.ndarray:
         nonlocal anchor_squares, not_finite
         w0 = anchor[block].astype(np.float64)
         d = _displacement(params[block], w0)
@@ -96,7 +88,7 @@ def _displacement(w: np.ndarray, w0: np.ndarray) -> np.ndarray:
 
 
 def _row_sums(
-    read: Callable[[tuple[Any, ...]], np.ndarray], tensor: Tensor, powers: Sequence[int]
+    read: Callable[[Block], np.ndarray], tensor: Tensor, powers: Sequence[int]
 ) -> list[np.ndarray]:
     """Sums of `|x|` (power 1) or `x^2` (power 2) over each row of what `read` returns by block."""
     per_row = [1 if axis in tensor.inputs else n for axis, n in enumerate(tensor.shape)]
@@ -116,19 +108,12 @@ def project_tensor(
 ) -> tuple[np.ndarray, bool]:
     """`W0 + min(1, r / n) * (W - W0)`, as `tpgm_jax.project_to_anchor` computes it.
 
-    Args:
-        params: the fine-tuned tensor. It is overwritten if it can be.
-        anchor: the pre-trained tensor.
-        tensor: rows and layers of the tensor.
-        radius: radii, of shape `tensor.radius_shape`.
-        norm: "mars" or "l2".
-
-    Returns:
-        The projected tensor, and whether any part of it was outside its ball.
+    Radii have the shape `tensor.radius_shape`. `params` is overwritten if it can be. The bool is
+    whether any part was outside its ball.
     """
     dtype = _wide(params.dtype)
 
-    def displacement(block: tuple[Any, ...]) -> np.ndarray:
+    def displacement(block: Block) -> np.ndarray:
         return _displacement(params[block], anchor[block].astype(dtype, copy=False))
 
     with np.errstate(all="ignore"):
@@ -137,16 +122,16 @@ def project_tensor(
             n = np.sqrt(n.sum(axis=tensor.rows, keepdims=True))
         n = np.minimum(n, np.finfo(dtype).max) + EPSILON
         ratio = (np.where(radius > n, n, radius) / n).astype(dtype)
-        outside = bool(np.any(ratio != 1))
-        new = params if params.flags.writeable or not outside else params.copy()
-        whole = np.broadcast_to(ratio, tensor.shape)
-        for block in _blocks(tensor.shape) if outside else ():
+        if np.all(ratio == 1):
+            return params, False
+        new, whole = _writable(params), np.broadcast_to(ratio, tensor.shape)
+        for block in _blocks(tensor.shape):
             d = displacement(block)
             d *= whole[block]
             d += anchor[block].astype(dtype, copy=False)
             # Rows inside the ball stay as they are, bit for bit.
             np.copyto(new[block], d.astype(params.dtype), where=whole[block] != 1)
-    return new, outside
+    return new, True
 
 
 def interpolate_tensor(
@@ -160,7 +145,7 @@ def interpolate_tensor(
         return params, False
     dtype, changed = _wide(params.dtype), False
     a = np.finfo(dtype).dtype.type(alpha)
-    new = params if params.flags.writeable else params.copy()
+    new = _writable(params)
     with np.errstate(all="ignore"):
         for block in _blocks(params.shape):
             old, w0 = params[block], anchor[block].astype(dtype, copy=False)
@@ -201,7 +186,11 @@ def _wide(dtype: np.dtype) -> np.dtype:
     return dtype if dtype.kind == "c" or dtype.itemsize > 4 else np.dtype(np.float32)
 
 
-def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[Any, ...]]:
+def _writable(array: np.ndarray) -> np.ndarray:
+    return array if array.flags.writeable else array.copy()
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[Block]:
     """Slices along one axis of an array, of about `BLOCK` entries each."""
     size = math.prod(shape)
     if size <= BLOCK:

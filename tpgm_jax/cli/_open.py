@@ -6,32 +6,32 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tpgm_jax.cli._checkpoint import Checkpoint
-from tpgm_jax.cli._errors import CommandError
-from tpgm_jax.cli._folder import INDEX, find_weights, open_folder
-from tpgm_jax.cli._msgpack import open_msgpack
-from tpgm_jax.cli._npz import open_npz, pickle_message
-from tpgm_jax.cli._orbax import find_item, open_orbax
+from tpgm_jax.cli._errors import CommandError, printable, unreadable
+from tpgm_jax.cli._folder import INDEX, Folder, find_weights
+from tpgm_jax.cli._msgpack import Msgpack
+from tpgm_jax.cli._npz import Npz, pickle_error
+from tpgm_jax.cli._orbax import Orbax, find_item
 from tpgm_jax.cli._safetensors import Safetensors
-from tpgm_jax.cli._text import printable
 
 SUFFIXES = (".safetensors", ".msgpack", ".npz")
 FORMATS = (
     "safetensors (a file, a Hugging Face folder or its index), flax msgpack, npz, or an Orbax "
     "directory"
 )
-# How files of other formats begin.
-OTHERS = {
-    b"version https://git-lfs": "a Git LFS pointer, not the file: run `git lfs pull`",
-    b"\x89HDF\r\n\x1a\n": "HDF5 (Keras): load it with Keras or h5py and save safetensors",
-    b"GGUF": "GGUF (llama.cpp), which is quantized: use the safetensors that it was made of",
-    b"\x93NUMPY": "a single array (.npy): save it with `numpy.savez`",
-    b"\x1f\x8b": "compressed with gzip: unpack it first",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it first",
-    b"BZh": "compressed with bzip2: unpack it first",
-    b"\xfd7zXZ": "compressed with xz: unpack it first",
-    b"<": "a web page (HTML or XML): fetch the file itself",
-    b"\x08": "ONNX or another protocol buffer: export the weights with safetensors",
-    b"{": f"JSON, and not named *{INDEX}: pass the folder or the weights",
+# How files of other formats begin, and what they are.
+_GIT_LFS = b"version https://git-lfs"
+_OTHERS = {
+    _GIT_LFS: ("a Git LFS pointer, not the file", "run `git lfs pull`"),
+    b"\x89HDF\r\n\x1a\n": ("HDF5 (Keras)", "load it with Keras or h5py and save safetensors"),
+    b"GGUF": ("GGUF, which is quantized", "use the safetensors that it was made of"),
+    b"\x93NUMPY": ("a single array (.npy)", "save it with `numpy.savez`"),
+    b"\x1f\x8b": ("compressed with gzip", "unpack it first"),
+    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unpack it first"),
+    b"BZh": ("compressed with bzip2", "unpack it first"),
+    b"\xfd7zXZ": ("compressed with xz", "unpack it first"),
+    b"<": ("a web page (HTML or XML)", "fetch the file itself"),
+    b"\x08": ("ONNX or another protocol buffer", "export the weights with safetensors"),
+    b"{": (f"JSON, and not named *{INDEX}", "pass the folder or the weights"),
 }
 
 
@@ -45,11 +45,8 @@ def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
     try:
         checkpoint = _open(path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise CommandError(
-            f"{path} cannot be opened, because the system reports {reason!r}: check the path and "
-            "its permissions."
-        ) from error
+        because = f"the system reports {error.strerror or str(error)!r}"
+        raise unreadable(path, because, "check the path and its permissions") from error
     try:
         yield checkpoint
     finally:
@@ -61,56 +58,47 @@ def _open(path: Path) -> Checkpoint:
     if stat.S_ISDIR(mode):
         return _open_directory(path)
     if not stat.S_ISREG(mode):
-        raise CommandError(
-            f"{path} cannot be read, because it is neither a file nor a directory: pass {FORMATS}."
-        )
+        raise unreadable(path, "it is neither a file nor a directory", f"pass {FORMATS}")
     if path.name.endswith(INDEX):
-        return open_folder(path, path)
+        return Folder(path, path)
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
-        raise CommandError(f"{path} cannot be read, because it is empty: fetch or save it again.")
+        raise unreadable(path, "it is empty", "fetch or save it again")
     # In msgpack, 0x80 is an empty map, which nothing can follow in a file.
     is_pickle = head[0] == 0x80 and head[1:2] in (b"\2", b"\3", b"\4", b"\5")
     if is_pickle or path.suffix in (".pkl", ".pickle", ".joblib") or head[257:262] == b"ustar":
-        raise CommandError(pickle_message(path))
+        raise pickle_error(path)
     if head.startswith(b"PK\3\4"):
-        return open_npz(path)
+        return Npz(path)
     # The first eight bytes of safetensors are a length, which may look like anything.
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
-        if head.startswith(b"version https://git-lfs"):
-            raise _other(path, OTHERS[b"version https://git-lfs"])
+    named = path.suffix == ".safetensors" and not head.startswith(_GIT_LFS)
+    if named or head[8:9] == b"{":
         return Safetensors(path, [path])
-    for magic, what in OTHERS.items():
+    for magic, (what, remedy) in _OTHERS.items():
         if head.startswith(magic):
-            raise _other(path, what)
-    if head[4:8] == b"TFL3":
-        raise _other(path, "TensorFlow Lite: use the model that it was made of")
+            raise unreadable(path, f"it is {what}", remedy)
     if path.suffix == ".npz":
-        return open_npz(path)
+        return Npz(path)
     if path.suffix == ".msgpack" or 0x80 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF):
-        return open_msgpack(path)
-    raise CommandError(f"{path} cannot be read, because its format is unknown: pass {FORMATS}.")
-
-
-def _other(path: Path, what: str) -> CommandError:
-    return CommandError(f"{path} cannot be read, because it is {what}.")
+        return Msgpack(path)
+    raise unreadable(path, "its format is unknown", f"pass {FORMATS}")
 
 
 def _open_directory(path: Path) -> Checkpoint:
     item = find_item(path)
     if item is not None:
-        return open_orbax(path, item)
+        return Orbax(path, item)
     weights = find_weights(path)
     if weights is not None:
-        return open_folder(path, weights)
+        return Folder(path, weights)
     if (path / "saved_model.pb").exists() or any(path.glob("*.index")):
-        raise _other(path, "a TensorFlow checkpoint: load it with TensorFlow and save safetensors")
-    if (path / ".zgroup").exists() or (path / "zarr.json").exists():
-        raise _other(path, "a zarr group: restore it with the library that wrote it")
+        remedy = "load it with TensorFlow and save safetensors"
+        raise unreadable(path, "it is a TensorFlow checkpoint", remedy)
     files = sorted(x for x in path.iterdir() if x.suffix in (".msgpack", ".npz", ".bin", ".h5"))
+    what = f"file, such as {printable(str(files[0]))}" if files else f"step, such as {path}/1000"
     raise CommandError(
-        f"{path} is not a checkpoint, because neither it nor a directory in it has safetensors or "
-        "Orbax's file _METADATA: name the "
-        + (f"file, such as {printable(str(files[0]))}." if files else f"step, such as {path}/1000.")
+        f"{path} is not a checkpoint",
+        "neither it nor a directory in it has safetensors or Orbax's file _METADATA",
+        f"name the {what}",
     )

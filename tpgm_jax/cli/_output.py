@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tpgm_jax.cli._errors import CommandError
@@ -19,37 +19,32 @@ _PREFIX, _SUFFIX = ".tpgm-jax-", ".tmp"
 def check_output(out: Path, inputs: Sequence[Path], force: bool) -> Path:
     """The path to write to, with links resolved.
 
-    Raises:
-        CommandError: the output would overwrite an input, a directory or a device, or an existing
-            file without `force`.
+    Inputs, directories and devices are never overwritten, and files only with `force`.
     """
     # Write through a link, as `cp` does, instead of replacing the link.
     target = out.resolve()
     if not target.parent.is_dir():
-        raise CommandError(
-            f"{out} cannot be written, because there is no directory {target.parent}: create it."
-        )
+        raise _refuse(out, f"there is no directory {target.parent}", "create it")
     for path in inputs:
         inside = path.is_dir() and target.is_relative_to(path.resolve())
         if inside or (target.exists() and target.samefile(path)):
-            raise CommandError(f"{out} cannot be written, because it is an input: name another.")
+            raise _refuse(out, "it is an input", "name another")
     if target.is_dir():
-        raise CommandError(
-            f"{out} cannot be written, because it is a directory, which cannot be replaced "
-            "atomically: name another, or remove it."
-        )
+        because = "it is a directory, which cannot be replaced atomically"
+        raise _refuse(out, because, "name another, or remove it")
     if target.exists() and not target.is_file():
-        raise CommandError(f"{out} cannot be written, because it is not a file: name one.")
-    if target.exists() and not force:
-        raise _exists(out)
+        raise _refuse(out, "it is not a file", "name one")
+    _check_free(target, force)
     return target
 
 
-def _exists(out: Path) -> CommandError:
-    return CommandError(
-        f"{out} cannot be written, because it exists: pass --force to overwrite it, or name "
-        "another."
-    )
+def _check_free(target: Path, force: bool) -> None:
+    if target.exists() and not force:
+        raise _refuse(target, "it exists", "pass --force to overwrite it, or name another")
+
+
+def _refuse(out: Path, because: str, remedy: str) -> CommandError:
+    return CommandError(f"{out} cannot be written", because, remedy)
 
 
 @contextmanager
@@ -59,15 +54,12 @@ def write_atomically(target: Path, force: bool, signals: "Signals") -> Iterator[
     The directory is locked while this process lives. Directories that a killed process left are
     not, and are removed first.
     """
-    _remove_leftovers(target.parent)
-    while True:
-        folder = Path(tempfile.mkdtemp(_SUFFIX, _PREFIX, target.parent))
-        lock = os.open(folder, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():  # else another process removed it before it was locked
-            break
-        os.close(lock)
-    try:
+    with ExitStack() as stack:
+        with _locked(target.parent):
+            _remove_leftovers(target.parent)
+            folder = Path(tempfile.mkdtemp(_SUFFIX, _PREFIX, target.parent))
+            stack.enter_context(_locked(folder))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         temporary = folder / "output"
         yield temporary
         if target.is_file():
@@ -75,41 +67,29 @@ def write_atomically(target: Path, force: bool, signals: "Signals") -> Iterator[
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
         signals.check()
-        _move(temporary, target, force)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-    _sync(target.parent)
-
-
-def _move(temporary: Path, target: Path, force: bool) -> None:
-    if force or temporary.is_dir():
-        try:
-            # Overwrites a file, but not a directory with something in it.
+        with _locked(target.parent):
+            # Another run may have written it meanwhile. A directory replaces nothing.
+            _check_free(target, force and temporary.is_file())
             os.replace(temporary, target)
-        except OSError as error:
-            raise _exists(target) if target.exists() else error from None
-        return
-    try:
-        os.link(temporary, target)  # unlike a rename, never overwrites
-    except FileExistsError:
-        raise _exists(target) from None
-    except OSError:  # a file system without hard links
-        if target.exists():
-            raise _exists(target) from None
-        os.replace(temporary, target)
+    _sync(target.parent)
 
 
 def _remove_leftovers(parent: Path) -> None:
     for folder in parent.glob(f"{_PREFIX}*{_SUFFIX}"):
-        with suppress(OSError):
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-                print(f"removed {folder}, which a killed run left", file=sys.stderr)
-            finally:
-                os.close(lock)
+        with suppress(OSError), _locked(folder, fcntl.LOCK_NB):
+            shutil.rmtree(folder)
+            print(f"removed {folder}, which a killed run left", file=sys.stderr)
+
+
+@contextmanager
+def _locked(folder: Path, flags: int = 0) -> Iterator[None]:
+    """Locks a directory against other runs, until the end of the block or of this process."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sync(path: Path) -> None:
@@ -127,29 +107,27 @@ class Signals:
     printed and dropped. The signal is therefore kept, and `check` raises again.
     """
 
-    def __init__(self):
-        self.received: int | None = None
+    received: int | None = None
 
     def check(self) -> None:
         if self.received is not None:
             raise KeyboardInterrupt
 
-    def _handle(self, number: int, frame: object) -> None:
-        del frame
-        self.received = number
-        raise KeyboardInterrupt
-
     @contextmanager
-    def handled(self) -> Iterator["Signals"]:
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
+    def handled(self) -> Iterator[None]:
+        def handle(number: int, frame: object) -> None:
+            del frame
+            self.received = number
+            raise KeyboardInterrupt
+
         numbers = [signal.SIGINT, signal.SIGTERM]
         # A shell ignores SIGINT for programs in the background.
         numbers = [x for x in numbers if signal.getsignal(x) != signal.SIG_IGN]
-        old = {number: signal.signal(number, self._handle) for number in numbers}
+        if threading.current_thread() is not threading.main_thread():
+            numbers = []  # only the main thread may set handlers
+        old = {number: signal.signal(number, handle) for number in numbers}
         try:
-            yield self
+            yield
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tpgm_jax.cli._compare import Measurement
-from tpgm_jax.cli._errors import CommandError, import_optional
+from tpgm_jax.cli._errors import CommandError, import_optional, printable
 from tpgm_jax.cli._numbers import relative
-from tpgm_jax.cli._text import printable
 
 SUFFIXES = (".png", ".pdf", ".svg")
 # The colour-blind-safe palette of Okabe and Ito.
@@ -20,26 +19,17 @@ _BLOCK = re.compile(r".*?\d(?=[./]|$)|[^./]*")  # such as `encoder.layer.11`
 
 
 def check_plot(path: Path) -> None:
-    """Checks that `path` can be plotted to, before anything is measured.
-
-    Raises:
-        CommandError: matplotlib is missing, or the suffix is not supported.
-    """
+    """Checks that `path` can be plotted to, before anything is measured."""
     import_optional("matplotlib")
     if path.suffix not in SUFFIXES:
-        raise CommandError(
-            f"--plot {path} must end in one of {', '.join(SUFFIXES)}, because the suffix gives the "
-            "format: rename it."
-        )
+        remedy = f"its name must end in one of {', '.join(SUFFIXES)}"
+        raise CommandError(f"--plot cannot write {path}", "the suffix gives the format", remedy)
 
 
 def plot(measurements: Sequence[Measurement], target: Path, suffix: str) -> None:
     """Draws a row for each tensor, or for each block of many, from top to bottom, in three panels.
 
-    Args:
-        measurements: tensors and their distances.
-        target: the file to write.
-        suffix: ".png", ".pdf" or ".svg".
+    `suffix` is one of `SUFFIXES`.
     """
     # `pyplot` would choose a backend for the whole process.
     figures = import_optional("matplotlib.figure")

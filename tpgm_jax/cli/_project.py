@@ -1,14 +1,14 @@
 """Projects or interpolates a fine-tuned checkpoint, tensor by tensor."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from tpgm_jax._core.axes import Tensor
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry
-from tpgm_jax.cli._errors import CommandError
+from tpgm_jax.cli._errors import CommandError, listed, plural, printable, quoted
 from tpgm_jax.cli._match import Match, Progress, different
 from tpgm_jax.cli._numbers import (
     all_finite,
@@ -17,49 +17,38 @@ from tpgm_jax.cli._numbers import (
     project_tensor,
     unit_sizes,
 )
-from tpgm_jax.cli._text import listed, plural, printable
 
 # Maps name, anchor and fine-tuned tensor to the new tensor, and to whether it changed.
 Move = Callable[[str, np.ndarray, np.ndarray], tuple[np.ndarray, bool]]
 
 
-class Report(NamedTuple):
-    """A summary of the output.
+@dataclass
+class Report:
+    """A summary of the output: names of tensors, and notes for the user.
 
     Attributes:
-        out: path of the output.
-        moved: names of the tensors that were projected or interpolated.
+        left_out: names that only the pre-trained checkpoint has.
         changed: moved tensors that differ from the fine-tuned ones; with a projection, the tensors
             outside their ball.
         copied: name to reason, for tensors copied from the fine-tuned checkpoint.
-        left_out: names that only the pre-trained checkpoint has.
-        not_finite: moved tensors that contain NaN or infinity.
-        statistics: moved tensors that are statistics or buffers.
-        notes: lines for the user.
     """
 
-    out: Path
-    moved: list[str]
-    changed: list[str]
-    copied: dict[str, str]
+    out: str
     left_out: list[str]
-    not_finite: list[str]
-    statistics: list[str]
-    notes: list[str]
-
-    def as_json(self) -> dict[str, Any]:
-        return {**self._asdict(), "out": str(self.out)}
+    moved: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    copied: dict[str, str] = field(default_factory=dict)
+    not_finite: list[str] = field(default_factory=list)
+    statistics: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def as_text(self, verb: str) -> str:
         by_reason: dict[str, list[str]] = {}
         for name, reason in self.copied.items():
             by_reason.setdefault(f"copied, {reason}", []).append(name)
-        moved = set(self.moved)
         by_reason["left out, only in PRETRAINED"] = self.left_out
         by_reason["not finite"] = self.not_finite
-        by_reason["statistic or buffer, moved like a weight unless excluded"] = [
-            x for x in self.statistics if x in moved
-        ]
+        by_reason["statistic or buffer, moved like a weight unless excluded"] = self.statistics
         lines = [
             f"{self.out}: {plural(len(self.moved), 'tensor')} {verb}, {len(self.changed)} changed."
         ]
@@ -68,68 +57,45 @@ class Report(NamedTuple):
 
 
 def check_match(pretrained: Checkpoint, finetuned: Checkpoint, found: Match, hint: str) -> None:
-    """Checks that the new numbers would make sense.
-
-    Raises:
-        CommandError: shapes or kinds of dtype differ; names do not match; quantized weights differ.
-    """
-    exclude = "pass --exclude with its name to copy it from FINETUNED, or pass "
+    """Raises if shapes, names, quantized weights or kinds of dtype do not fit together."""
+    exclude = "pass --exclude with its name to copy it from FINETUNED, or pass checkpoints"
     for name, (w0, w) in found.shapes.items():
-        raise CommandError(
-            f"{printable(name)!r} cannot be moved, because it has shape {w0} in PRETRAINED and {w} "
-            f"in FINETUNED: {exclude}checkpoints of one model."
-        )
+        because = f"it has shape {w0} in PRETRAINED and {w} in FINETUNED"
+        raise CommandError(f"{quoted(name)} cannot be moved", because, f"{exclude} of one model")
     if hint or not found.common:
         names = [x[0] for x in (found.only_pretrained, found.only_finetuned) if x]
-        examples = " and ".join(repr(printable(name)) for name in names) or "nothing"
-        raise CommandError(
-            "PRETRAINED and FINETUNED do not have the same names, but "
-            f"{examples}: {hint or 'rename the parameters, or pass checkpoints of one model'}."
-        )
-    for group in found.quantized:
-        changed = sorted(x for x in group if different(pretrained, finetuned, x))
-        if changed:
-            label = {**pretrained.entries, **finetuned.entries}[changed[0]].label
-            raise CommandError(
-                f"{printable(changed[0])!r} ({label}) cannot be moved, because it is part of "
-                f"quantized weights or an integer matrix ({printable(', '.join(sorted(group)))}) "
-                "and differs: its numbers mean nothing on their own. Dequantize both checkpoints "
-                "first, or pass --exclude with the names to copy them from FINETUNED."
-            )
+        because = f"their names differ, such as {' and '.join(map(quoted, names)) or 'nothing'}"
+        remedy = hint or "rename the parameters, or pass checkpoints of one model"
+        raise CommandError("PRETRAINED and FINETUNED cannot be matched", because, remedy)
+    for name in sorted(found.quantized):
+        if different(pretrained, finetuned, name):
+            entry = finetuned.entries.get(name) or pretrained.entries[name]
+            because = "it differs, and is part of quantized weights or an integer matrix"
+            remedy = "dequantize both first, or --exclude all parts to copy them from FINETUNED"
+            raise CommandError(f"{quoted(name)} ({entry.label}) cannot be moved", because, remedy)
     for name, (w0, w) in found.kinds.items():
-        raise CommandError(
-            f"{printable(name)!r} cannot be moved, because it is {printable(w0)} in PRETRAINED and "
-            f"{printable(w)} in FINETUNED: {exclude}checkpoints with the same kinds of dtype."
-        )
+        because = f"it is {printable(w0)} in PRETRAINED and {printable(w)} in FINETUNED"
+        remedy = f"{exclude} with the same kinds of dtype"
+        raise CommandError(f"{quoted(name)} cannot be moved", because, remedy)
 
 
 def interpolation(alpha: float) -> Move:
     """A move to `(1 - alpha) * W0 + alpha * W`."""
-
-    def move(name: str, anchor: np.ndarray, params: np.ndarray) -> tuple[np.ndarray, bool]:
-        del name
-        return interpolate_tensor(params, anchor, alpha)
-
-    return move
+    return lambda name, anchor, params: interpolate_tensor(params, anchor, alpha)
 
 
 def projection(
     radius: float, norm: str, unit: str, tensors: Mapping[str, Tensor], pretrained: Checkpoint
 ) -> Move:
-    """A move to a ball around the anchor.
-
-    With `unit="anchor"`, reads all tensors of `pretrained` once to compute the unit.
-    """
+    """A move to a ball around the anchor. For the unit "anchor" it reads the anchor once more."""
     radii: Mapping[str, np.ndarray]
     radii = {name: np.full(t.radius_shape, radius, np.float64) for name, t in tensors.items()}
     if unit == "anchor":
         sums = {name: anchor_sums(pretrained.read(name), t, norm) for name, t in tensors.items()}
         radii = {name: radius * u for name, u in unit_sizes(sums, tensors, norm).items()}
-
-    def move(name: str, anchor: np.ndarray, params: np.ndarray) -> tuple[np.ndarray, bool]:
-        return project_tensor(params, anchor, tensors[name], radii[name], norm)
-
-    return move
+    return lambda name, anchor, params: project_tensor(
+        params, anchor, tensors[name], radii[name], norm
+    )
 
 
 def project(
@@ -142,20 +108,12 @@ def project(
     out: Path,
     progress: Progress,
 ) -> Report:
-    """Writes the new checkpoint to `target`.
+    """Writes the new checkpoint to `target`, and shows the path `out`.
 
-    Args:
-        pretrained: the anchor.
-        finetuned: the fine-tuned checkpoint. The output has its format, names, order, dtypes and
-            metadata.
-        found: entries of both, matched by name.
-        movable: names of the entries to move; other entries are copied.
-        move: computes the new tensor.
-        target: the new path to write to.
-        out: the path to show in the report.
-        progress: called with the number of bytes processed.
+    The entries named in `movable` are replaced by `move`, and the others are copied.
     """
-    report = Report(out, [], [], {}, found.only_pretrained, [], found.statistics, [])
+    report = Report(str(out), found.only_pretrained)
+    statistics = set(found.statistics)
     reasons = {
         **dict.fromkeys(found.only_finetuned, "only in FINETUNED"),
         **dict.fromkeys(found.training, "training state"),
@@ -174,7 +132,9 @@ def project(
             report.changed.append(name)
         if not all_finite(new):
             report.not_finite.append(name)
+        if name in statistics:
+            report.statistics.append(name)
         return new
 
-    report.notes.extend(finetuned.save(target, replacement))
+    report.notes += finetuned.save(target, replacement)
     return report

@@ -15,11 +15,7 @@ ROWS = ("auto", "first", "last")
 
 
 def parse_axes(text: str) -> tuple[str, Axes]:
-    """Parses `REGEX=ROWS[,LAYERS]` to a pattern and its axes.
-
-    Raises:
-        CommandError: `text` does not have this form.
-    """
+    """Parses `REGEX=ROWS[,LAYERS]` to a pattern and its axes."""
     pattern, sign, axes = text.rpartition("=")
     rows, _, layers = axes.partition(",")
     try:
@@ -28,11 +24,9 @@ def parse_axes(text: str) -> tuple[str, Axes]:
         numbers = _numbers(layers) if layers else ()
         return pattern, Axes(rows=None if rows == "auto" else _numbers(rows), layers=numbers)
     except ValueError as error:
-        raise CommandError(
-            f"--axes {text!r} is not REGEX=ROWS[,LAYERS], because {error}: ROWS is `auto`, `none`, "
-            "an axis, or several joined by +. For layers stacked along the first axis, pass "
-            "--axes 'layers/.*=auto,0'."
-        ) from error
+        what = f"--axes {text!r} is not REGEX=ROWS[,LAYERS]"
+        remedy = "pass auto, none, an axis, or several joined by +, such as 'layers/.*=auto,0'"
+        raise CommandError(what, str(error), remedy) from error
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -40,11 +34,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def excluded_names(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
-    """The names that a pattern of `--exclude` matches in full.
-
-    Raises:
-        CommandError: a pattern is invalid, or matches nothing.
-    """
+    """The names that a pattern of `--exclude` matches in full."""
     try:
         return set().union(*(match_pattern(pattern, names, "--exclude") for pattern in patterns))
     except ValueError as error:
@@ -57,16 +47,13 @@ def tensors(
     rows: str = "auto",
     axes: Sequence[tuple[str, Axes]] = (),
 ) -> dict[str, Tensor]:
-    """The tensors to measure, by name, with their layers and rows.
+    """The tensors named in `measured`, with their rows and layers.
 
     Args:
         entries: all entries of a checkpoint, because the shape of a bias gives its kernel's axes.
         measured: names of the entries to measure.
-        rows: "auto", "first" or "last": the rows of tensors that `axes` does not match.
+        rows: one of `ROWS`: the rows of tensors that `axes` does not match.
         axes: patterns and axes; the first match wins.
-
-    Raises:
-        CommandError: a pattern matches nothing, or its axes do not exist.
     """
     if not measured:
         return {}
