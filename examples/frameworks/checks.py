@@ -91,9 +91,7 @@ def check_radii(
         w, w0 = (x[name].astype(np.float64) for x in (tuned, anchor))
         rows, layers = axes[name]
         inputs = tuple(i for i in range(w.ndim) if i not in (*rows, *layers))
-        moved, size, size0 = (
-            np.abs(x).sum(axis=inputs, keepdims=True) for x in (w - w0, w, w0)
-        )
+        moved, size, size0 = (np.abs(x).sum(axis=inputs, keepdims=True) for x in (w - w0, w, w0))
         r = np.reshape(radius, [n if i in layers else 1 for i, n in enumerate(w.shape)])
         # Adding the update rounds each weight by at most half of `eps`, and the update's own sum of
         # three terms by as much. `1e-8` is added to all norms.

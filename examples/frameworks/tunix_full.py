@@ -22,7 +22,7 @@ from examples.frameworks.checks import (
 
 
 def make_model():
-    """A Gemma 3 with the published layout and few units. The vocabulary is not divisible by them."""
+    """A Gemma 3 with the published layout, and sizes that identify every axis."""
     config = gemma3.ModelConfig(
         num_layers=2,
         num_embed=24,
