@@ -10,6 +10,7 @@ the Python that it needs; `python3.12` and `python3.13` must be on the path.
 import argparse
 import datetime
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,7 @@ class Case(NamedTuple):
 CASES = {
     "tunix": Case("3.12", ("google-tunix>=0.1.7",), ("tunix_full", "tunix_lora")),
     "kauldron": Case("3.12", ("kauldron>=1.4.4",), ("kauldron_trainer",)),
-    "gemma": Case("3.12", ("gemma>=4.0.1",), ("gemma_kauldron",)),
+    "gemma": Case("3.12", ("gemma>=4.0.1", "sentencepiece<0.2.2"), ("gemma_kauldron",)),
     "maxtext": Case("3.12", ("maxtext[tpu]>=0.2.5",), ("maxtext_hook",)),
     "keras": Case("3.12", ("keras>=3.15", "orbax-checkpoint"), ("keras_compile", "keras_loop")),
     "haiku": Case("3.12", ("dm-haiku>=0.0.17", "orbax-checkpoint"), ("haiku_ftp",)),
@@ -110,7 +111,7 @@ def python_of(name: str) -> str:
 
 def versions(name: str, case: Case) -> str:
     """Versions of what the case names, and of the packages that this library stands on."""
-    wanted = [package.partition(">")[0].partition("[")[0] for package in case.packages]
+    wanted = [re.split("[<>[]", package)[0] for package in case.packages]
     wanted = list(dict.fromkeys([*wanted, "flax", "jax", "optax"]))
     code = (
         "import importlib.metadata as m, sys\n"

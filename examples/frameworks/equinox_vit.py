@@ -39,8 +39,8 @@ def loss(params, batch):
 
 # Equinox stores weights as `(out, in)`. `infer_axes` reads it off the model.
 axes = tpgm_jax.infer_axes(loss, params, images(0))
-ftp = tpgm_jax.ftp(optax.adam(3e-3), axes=axes)
-tpgm = tpgm_jax.tpgm(optax.adam(3e-3), axes=axes)
+ftp = tpgm_jax.ftp(optax.adam(1e-2), axes=axes)
+tpgm = tpgm_jax.tpgm(optax.adam(1e-2), axes=axes)
 
 
 def make_step(tx, **extra):
@@ -75,18 +75,18 @@ def main():
         },
     )
     anchor = flat(params)
-    state, losses = train(ftp_step, params, ftp.init(params), range(12))
+    state, losses = train(ftp_step, params, ftp.init(params), range(60))
     check_loss(losses)
     check_radii(state[1], state[0], anchor, axes)
 
-    half, _ = train(ftp_step, params, ftp.init(params), range(6))
-    path = new_folder() / "step_6.eqx"
+    half, _ = train(ftp_step, params, ftp.init(params), range(30))
+    path = new_folder() / "step_30.eqx"
     eqx.tree_serialise_leaves(path, half)
     restored = eqx.tree_deserialise_leaves(path, (params, ftp.init(params)))
     tpgm_jax.check_state(restored[1], restored[0])
-    check_equal(train(ftp_step, *restored, range(6, 12))[0], state)
+    check_equal(train(ftp_step, *restored, range(30, 60))[0], state)
 
-    state, losses = train(tpgm_step, params, tpgm.init(params), range(12))
+    state, losses = train(tpgm_step, params, tpgm.init(params), range(60))
     check_loss(losses)
     check_radii(state[1], state[0], anchor, axes)
 

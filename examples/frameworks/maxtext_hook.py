@@ -35,7 +35,11 @@ def inferred_axes(model):
         model = nnx.merge(graph, params, rest)
         return model(tokens, tokens, decoder_segment_ids=tokens, enable_dropout=False)
 
-    return tpgm_jax.infer_axes(forward, params, tokens)
+    # MaxText multiplies by a norm's scale with `einsum`, whose batch axes are taken for layers.
+    return tpgm_jax.infer_axes(forward, params, tokens) | {
+        "decoder/decoder_norm/scale": tpgm_jax.Axes(rows=(), layers=()),
+        "decoder/layers/.*norm/scale": tpgm_jax.Axes(rows=(), layers=(1,)),
+    }
 
 
 def get_ftp(config, schedule, model=None, mesh=None):
@@ -118,7 +122,18 @@ def main():
     check_equal(anchor, start)
     params, opt_state = nnx.state(state.model, nnx.Param), state.optimizer.opt_state
     axes = inferred_axes(state.model)
-    check_rows(axes, {})
+    check_rows(
+        axes,
+        {
+            "token_embedder/embedding": (0,),
+            "decoder/layers/self_attention/query/kernel": (2, 3),
+            "decoder/layers/self_attention/out/kernel": (3,),
+            "decoder/layers/mlp/wo/kernel": (2,),
+            "decoder/logits_dense/kernel": (1,),
+        },
+    )
+    layers = {name: axes[name].layers for name in axes if "layers/" in name}
+    assert set(layers.values()) == {(1,)}, layers
     losses = (folder / "whole.8.json").read_text().splitlines()
     check_loss([json.loads(line)["learning/loss"] for line in losses])
     check_radii(opt_state, params, start, axes)

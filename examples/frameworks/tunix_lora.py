@@ -1,13 +1,19 @@
 """Fine-tunes LoRA adapters that qwix adds to a Gemma 3, with tunix's `PeftTrainer` and FTP."""
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 import qwix
 from flax import nnx
 
 import tpgm_jax
-from examples.frameworks.checks import check_equal, check_loss, check_radii, flat, new_folder
+from examples.frameworks.checks import (
+    check_equal,
+    check_loss,
+    check_radii,
+    check_rows,
+    flat,
+    new_folder,
+)
 from examples.frameworks.tunix_full import batch, make_model, make_trainer, train
 
 
@@ -15,7 +21,7 @@ from examples.frameworks.tunix_full import batch, make_model, make_trainer, trai
 def with_adapters(model):
     modules = ".*(q_einsum|kv_einsum|attn_vec_einsum|gate_proj|up_proj|down_proj)"
     provider = qwix.LoraProvider(module_path=modules, rank=4, alpha=4.0)
-    return qwix.apply_lora_to_model(model, provider, **model.get_model_input())
+    return qwix.apply_lora_to_model(model, provider, rngs=nnx.Rngs(1), **model.get_model_input())
 
 
 def inferred_axes(model):
@@ -44,16 +50,23 @@ def main():
     model = with_adapters(make_model())
     frozen = flat(nnx.state(model, nnx.filterlib.All(nnx.Param, nnx.Not(nnx.LoRAParam))))
     axes = inferred_axes(model)
-    print(axes, end="\n\n")
-    # The last axis or axes of `lora_b` are outputs, the others are summed over.
-    for name, shape in ((n, a) for n, a in flat(nnx.state(model, nnx.LoRAParam)).items()):
-        print(name, shape.shape, axes[name])
-
+    # Each factor by its own use: all axes but those that it sums over.
+    check_rows(
+        axes,
+        {
+            "layers/0/attn/q_einsum/w_lora_a": (1,),
+            "layers/0/attn/q_einsum/w_lora_b": (1, 2),
+            "layers/0/attn/kv_einsum/w_lora_b": (1, 2, 3),
+            "layers/0/attn/attn_vec_einsum/w_lora_a": (2,),
+            "layers/0/attn/attn_vec_einsum/w_lora_b": (1,),
+            "layers/1/mlp/gate_proj/kernel_lora_b": (1,),
+        },
+    )
     trainer = make_trainer(model, make_optimizer(axes), new_folder())
     check_loss(train(trainer))
     adapters = nnx.state(model, nnx.LoRAParam)
-    zeros = {name: jnp.zeros_like(x) for name, x in flat(adapters).items()}
-    check_radii(trainer.optimizer.opt_state, adapters, jax.tree.map(jnp.asarray, zeros), axes)
+    zeros = {name: np.zeros_like(x) for name, x in flat(adapters).items()}
+    check_radii(trainer.optimizer.opt_state, adapters, zeros, axes)
     check_equal(frozen, nnx.state(model, nnx.filterlib.All(nnx.Param, nnx.Not(nnx.LoRAParam))))
 
     folder = new_folder()
