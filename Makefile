@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 NUMERIC := golden reference random_trees projection ftp tpgm spd baselines compact interpolate \
 	anchors unit state hostile stacks misuse
 
-.PHONY: help demo pod test test-all test-optimized lint wheel docs bench bench-scaling bench-compact bench-robustness bench-activity bench-tpu bench-gpu clean
+.PHONY: help demo pod test test-all test-optimized lint wheel docs bench bench-scaling bench-compact bench-robustness bench-activity bench-tpu bench-gpu frameworks clean
 
 help:
 	@echo "make demo   fine-tune on handwritten digits: a table and results/demo/figure.png"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench-activity  at which learning rates FTP acts (docs/active.md)"
 	@echo "make bench-robustness  the study of docs/study.md; make bench-tpu: programs for TPU pods, compiled"
 	@echo "make bench-gpu  kernels and memory traffic of programs for an H100, compiled without a GPU"
+	@echo "make frameworks  fine-tuning inside other frameworks, each in an environment of its own"
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
@@ -109,5 +110,9 @@ bench-tpu: .venv/tpu
 bench-gpu: .venv-gpu/ready
 	JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 .venv-gpu/bin/python -m benchmarks.gpu_compile $(ARGS)
 
+# Needs python3.12 and python3.13 on the path.
+frameworks:
+	$(PYTHON) -m examples.frameworks $(ARGS)
+
 clean:
-	rm -rf .venv .venv-gpu results dist build
+	rm -rf .venv .venv-gpu .venv-frameworks results dist build
