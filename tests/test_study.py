@@ -251,9 +251,9 @@ def test_study_runs_reports_and_is_not_run_twice(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runs, "perform", None)
     work(path, scope, FAST, here)
-    page, readme = tmp_path / "docs" / "page.md", tmp_path / "README.md"
+    page, results = (tmp_path / "docs" / name for name in ("page.md", "results.md"))
     page.parent.mkdir()
-    for file in (page, readme):
+    for file in (page, results):
         file.write_text(f"above\n\n{report.START}\n{report.END}\n\nbelow\n")
     report.main(["--fast", "--input", str(path), "--page", str(page), "--open"])
     text = page.read_text()
@@ -263,7 +263,7 @@ def test_study_runs_reports_and_is_not_run_twice(tmp_path, monkeypatch):
     assert not any(name.replace("_", " ") in text for name in cells.HIDDEN)
     report.main(["--fast", "--input", str(path), "--page", str(page)])
     assert all(name.replace("_", " ") in page.read_text() for name in cells.HIDDEN)
-    assert readme.read_text().count("| FTP | ") == 1
+    assert results.read_text().count("| FTP | ") == 1
     assert (page.parent / "page" / "rates.png").read_bytes().startswith(b"\x89PNG")
 
 

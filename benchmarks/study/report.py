@@ -48,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     further = scenarios.sections(options.input, shown)
     made = "\n\n".join([*sections(study, shown), *further, *_shown(drawn, pictures.name)])
     fill(options.page, made)
-    # The README has a table of its own, between the same markers.
-    readme = options.page.parents[1] / "README.md"
-    if readme.exists():
-        fill(readme, tables.summary(study, shown))
+    # The page of all results has a table of its own, between the same markers.
+    results = options.page.parent / "results.md"
+    if results.exists():
+        fill(results, tables.summary(study, shown))
     print(f"{options.page}: {len(study.rows)} rows")
 
 

@@ -1,0 +1,69 @@
+"""The README: its program runs as it stands, and its table of memory is what `init` makes."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import tpgm_jax
+from tpgm_jax import ftp
+
+TEXT = (Path(__file__).parents[1] / "README.md").read_text()
+(PROGRAM,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_the_program_can_be_pasted_and_prints_a_report(capsys):
+    assert ">>>" not in PROGRAM
+    assert len(PROGRAM.splitlines()) < 16
+    names: dict[str, Any] = {}
+    exec(PROGRAM, names)
+    printed = capsys.readouterr().out
+    assert re.search(r"^kernel +3 ", printed, re.MULTILINE)
+    assert "constrains" in printed
+    assert names["optimizer"].step[...] == 100
+
+
+def test_it_is_short():
+    assert len(TEXT.splitlines()) <= 150
+
+
+ROWS: dict[str, Any] = {
+    "`ftp`": ftp,
+    '`ftp(memory="compact")`, `tpgm`, `spd`': lambda base: ftp(base, memory="compact"),
+    '`ftp(memory="compact", anchor_dtype="bfloat16")`': lambda base: ftp(
+        base, memory="compact", anchor_dtype="bfloat16"
+    ),
+    '`ftp(memory="compact", anchor="argument")`': lambda base: ftp(
+        base, memory="compact", anchor="argument"
+    ),
+}
+
+
+def bytes_of(tree):
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_table_of_memory_is_right(row):
+    """GB for a billion parameters are bytes for one parameter."""
+    (line,) = (line for line in TEXT.splitlines() if line.startswith(f"| {row}"))
+    shown = [float(x) for x in re.findall(r"\| (\d+) (?=\|)", line)]
+    base = optax.adamw(1e-4)
+    computed = []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        params = {"kernel": jax.ShapeDtypeStruct((4096, 4096), dtype)}
+        extra = bytes_of(jax.eval_shape(ROWS[row](base).init, params))
+        extra -= bytes_of(jax.eval_shape(base.init, params))
+        computed.append(extra / 4096**2)
+    # Radii and row norms are a few numbers for each row of 4096.
+    one, half = computed
+    assert shown == pytest.approx([one, half, 7 * one, 7 * half], abs=0.01)
+    for other in (tpgm_jax.tpgm, tpgm_jax.spd) if "tpgm" in row else ():
+        params = {"kernel": jax.ShapeDtypeStruct((4096, 4096), jnp.float32)}
+        extra = bytes_of(jax.eval_shape(other(base).init, params))
+        extra -= bytes_of(jax.eval_shape(base.init, params))
+        assert extra / 4096**2 == pytest.approx(one, abs=0.01)
