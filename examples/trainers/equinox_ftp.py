@@ -13,9 +13,6 @@ import optax
 import tpgm_jax
 from examples.trainers.data import accuracies, batches, load, report
 
-# Equinox and PyTorch store weights as `(out, in)`, Flax as `(in, out)`. A row is the weights that
-# feed one output. For `(out, in)` its axis has to be declared.
-
 
 def make_model(key):
     """Images `[256]` to logits `[10]`."""
