@@ -95,8 +95,8 @@ def test_the_runner_logs_what_it_ran_and_keeps_other_lines(tmp_path, monkeypatch
     lines = [x for x in (tmp_path / "log.md").read_text().splitlines() if x.startswith("| ")]
     assert [line.split(" | ")[1:3] for line in lines[1:]] == [
         ["keras_compile", "ok"],
-        ["keras_loop", "failed: ValueError: a \\"],
-        ["", "not installed: ValueError: a \\"],
+        ["keras_loop", "failed: ValueError: a \\| b"],
+        ["", "not installed: ValueError: a \\| b"],
         ["penzai_ftp", "ok"],
     ]
     assert lines[-1] == kept

@@ -21,7 +21,7 @@ from examples.frameworks.tunix_full import batch, make_model, make_trainer, trai
 def with_adapters(model):
     modules = ".*(q_einsum|kv_einsum|attn_vec_einsum|gate_proj|up_proj|down_proj)"
     provider = qwix.LoraProvider(module_path=modules, rank=4, alpha=4.0)
-    return qwix.apply_lora_to_model(model, provider, rngs=nnx.Rngs(1), **model.get_model_input())
+    return qwix.apply_lora_to_model(model, provider, **model.get_model_input())
 
 
 def inferred_axes(model):
