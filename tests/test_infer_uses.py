@@ -100,6 +100,21 @@ def entry_by_entry(p, x):
     return x * (1 + p["scale"]) + p["bias"] + p["positions"][:7]
 
 
+@case({"scale": (D,), "both": (7, D)}, X, scale=ROW, both=ROW)
+def scaled_by_einsum(p, x):
+    return jnp.einsum("i...k,...k->i...k", x, p["scale"]), jnp.einsum("btk,tk->btk", x, p["both"])
+
+
+@case(
+    {"w": (E, D, F), "scale": (F, E)},
+    (E, 7, D),
+    w=((2,), (0,)),
+    scale=((), (1,)),
+)
+def experts_scaled_by_einsum(p, x):
+    return jnp.einsum("enf,fe->enf", x @ p["w"], p["scale"])
+
+
 @case({"w": (D, F), "temperature": ()}, X, w=((1,), ()), temperature=ROW)
 def scaled_and_tiled(p, x):
     return x @ jnp.tile(p["w"], (1, 2)) / p["temperature"]

@@ -43,9 +43,26 @@ def dot_general(walk: Walk, eqn: Any, values: list[Value]) -> list[Value]:
         values[i] = walk.as_data(values[i], shapes[i])
     for i, value in enumerate(values):
         # An embedding that meets a weight is an activation, and is recorded by `gather`.
-        if not (is_data(value) and weights[1 - i]):
+        if is_data(value) and weights[1 - i]:
+            continue
+        if weights[i] and set(roles[i]) == {"layer"}:  # einsum("...k,k->...k", x, scale)
+            walk.use(value, "elementwise", stacked_axes(values[1 - i], batch[i], batch[1 - i]))
+        else:
             walk.use(value, "dot_general", roles[i])
     return [stacked_data(values, sources, shape, len(batch[0]))] if any(values) else [()]
+
+
+def stacked_axes(other: Value, axes: Sequence[int], places: Sequence[int]) -> list[str]:
+    """The roles of the axes of a scale, from the data that it scales.
+
+    Args:
+        other: the data.
+        axes: axes of the scale.
+        places: the axes of `other` that they meet.
+    """
+    marked = {i for view in other if view.name is None for i in places if is_stacked(view.dims[i])}
+    place = dict(zip(axes, places, strict=True))
+    return ["layer" if place[axis] in marked else "input" for axis in sorted(axes)]
 
 
 def product(
