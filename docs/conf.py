@@ -15,6 +15,7 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx_copybutton",
     "extensions.code_blocks",
     "extensions.docstrings",
     "extensions.mathml",
@@ -22,6 +23,10 @@ extensions = [
 exclude_patterns = ["_build"]
 # Equations in docstrings and what programs print; code says its language itself.
 highlight_language = "none"
+
+# The button copies code without prompts and without output.
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
