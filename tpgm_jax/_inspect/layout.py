@@ -1,5 +1,7 @@
 """How the tensors of a tree divide into groups and rows, before any training."""
 
+from __future__ import annotations  # so that `help` shows names, and not what they expand to
+
 from typing import Any, NamedTuple
 
 from tpgm_jax._core.axes import AxesSpec, Tensor, read_layout

@@ -1,5 +1,7 @@
 """Reads the learned radii of a state."""
 
+from __future__ import annotations  # so that `help` shows names, and not what they expand to
+
 from typing import Any
 
 import jax

@@ -1,5 +1,7 @@
 """Reports what was learned, group by group, for people and for loggers."""
 
+from __future__ import annotations  # so that `help` shows names, and not what they expand to
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple

@@ -1,5 +1,7 @@
 """Finds and checks the states of this library inside a user's optimizer state."""
 
+from __future__ import annotations  # so that `help` shows names, and not what they expand to
+
 from typing import Any
 
 import jax

@@ -1,5 +1,7 @@
 """L2-SP and EWC: decay towards the anchor."""
 
+from __future__ import annotations  # so that `help` shows names, and not what they expand to
+
 from typing import Any, NamedTuple
 
 import jax

@@ -1,5 +1,7 @@
 """TPGM after training: learn radii for a model that is already fine-tuned."""
 
+from __future__ import annotations  # so that `help` shows names, and not what they expand to
+
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple

@@ -5,6 +5,8 @@ the product of `g_t` with the derivative of that projection says how the loss wo
 radius were larger. It needs no forward or backward pass of its own.
 """
 
+from __future__ import annotations  # so that `help` shows names, and not what they expand to
+
 from typing import Any, NamedTuple
 
 import jax

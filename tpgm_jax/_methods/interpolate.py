@@ -1,5 +1,7 @@
 """WiSE-FT: the straight line between pre-trained and fine-tuned parameters."""
 
+from __future__ import annotations  # so that `help` shows names, and not what they expand to
+
 from typing import Any
 
 import jax

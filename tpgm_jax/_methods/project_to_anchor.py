@@ -1,5 +1,7 @@
 """The projection with a fixed radius: MARS-SP, and the l2 ball."""
 
+from __future__ import annotations  # so that `help` shows names, and not what they expand to
+
 from typing import Any, NamedTuple
 
 import jax

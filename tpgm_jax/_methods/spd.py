@@ -4,6 +4,8 @@ If a step moves a tensor away from its anchor although the gradient points back 
 the distance that the step adds is taken back.
 """
 
+from __future__ import annotations  # so that `help` shows names, and not what they expand to
+
 from typing import Any, NamedTuple
 
 import jax

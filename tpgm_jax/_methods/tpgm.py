@@ -4,6 +4,8 @@ A bi-level problem. The inner one is ordinary training, projected; the outer one
 the radii at which the projected parameters do best on data that training does not see.
 """
 
+from __future__ import annotations  # so that `help` shows names, and not what they expand to
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
