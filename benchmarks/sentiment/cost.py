@@ -29,7 +29,7 @@ METHODS = {
     "spd": lambda rate: tpgm_jax.spd(adamw(rate), exclude=HEAD),
 }
 # Tokens of a sentence, and timed steps of each method.
-LENGTHS = {32: 11, 128: 5}
+LENGTHS = {32: 7, 128: 3}
 RATE = 1e-4
 COLUMNS = ("length", "method", "milliseconds", "fastest", "slowest", "ratio", "compile_cpu_seconds",
            "peak_copies", "state_copies", "machine", "jax")  # fmt: skip

@@ -64,7 +64,7 @@ def averaged(inner: optax.GradientTransformation) -> optax.GradientTransformatio
     def init(params: Any) -> MeanState:
         return MeanState(wrapped.init(params), jax.tree.map(jnp.copy, params), jnp.zeros([]))
 
-    def update(updates: Any, state: MeanState, params: Any = None, **extra: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         updates, inside = wrapped.update(updates, state.inner, params, **extra)
         step = state.step + 1
         # mean + (W + u - mean) / step

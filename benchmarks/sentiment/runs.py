@@ -50,6 +50,7 @@ class Bench:
 
         def probed() -> storage.Arrays:
             head = training.with_probe(loaded, sentences.train).head
+            assert head.bias is not None
             return {"kernel": head.kernel[...], "bias": head.bias[...]}
 
         self.head = cached_head(probed)
@@ -61,8 +62,7 @@ class Bench:
         if head == "fresh":
             self.model.head = nnx.Linear(self.width, 1, rngs=nnx.Rngs(seed))
         else:
-            self.model.head.kernel[...] = jnp.asarray(self.head["kernel"])
-            self.model.head.bias[...] = jnp.asarray(self.head["bias"])
+            training.set_head(self.model, **self.head)
         return nnx.split(self.model)[1]
 
     def loss(self, params: Any, batch: Sentences) -> jax.Array:

@@ -2,8 +2,9 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +92,7 @@ def load(folder: Path) -> tuple[Encoder, Report]:
     return nnx.merge(graph, filled), report
 
 
-def name_in_file(path: tuple[str | int, ...]) -> str:
+def name_in_file(path: Sequence[Any]) -> str:
     """The name in `transformers` of one of our parameters.
 
     Examples:

@@ -4,7 +4,10 @@ from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+
+Array = jax.Array | np.ndarray
 
 
 class Config(NamedTuple):
@@ -79,7 +82,7 @@ class Encoder(nnx.Module):
         self.norm = nnx.LayerNorm(width, epsilon=config.layer_norm_eps, rngs=rngs)
         self.blocks = nnx.List([Block(config, rngs) for _ in range(config.num_hidden_layers)])
 
-    def __call__(self, tokens: jax.Array, mask: jax.Array) -> list[jax.Array]:
+    def __call__(self, tokens: Array, mask: Array) -> list[jax.Array]:
         """Hidden states: the embeddings, then the output of each block.
 
         Args:
@@ -89,6 +92,7 @@ class Encoder(nnx.Module):
         Returns:
             Arrays `[n, length, hidden_size]`. What stands at padding means nothing.
         """
+        tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
         x = self.word(tokens) + self.position(jnp.arange(tokens.shape[1]))
         states = [self.norm(x + self.segment(jnp.zeros_like(tokens)))]
         for block in self.blocks:
@@ -103,12 +107,12 @@ class Classifier(nnx.Module):
         self.encoder = encoder
         self.head = head
 
-    def features(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    def features(self, tokens: Array, mask: Array) -> jax.Array:
         """The mean of the last hidden state over the tokens of a text, `[n, hidden_size]`."""
-        weights = mask[..., None].astype(jnp.float32)
+        weights = jnp.asarray(mask, jnp.float32)[..., None]
         total = jnp.sum(self.encoder(tokens, mask)[-1] * weights, axis=1)
         return total / jnp.sum(weights, axis=1)
 
-    def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(self, tokens: Array, mask: Array) -> jax.Array:
         """Logits `[n]`."""
         return self.head(self.features(tokens, mask))[:, 0]

@@ -1,6 +1,5 @@
 """The results as one picture, for light and dark pages."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +61,8 @@ def draw(results: dict[str, Any], folder: Path, name: str = "figure") -> list[Pa
     """Writes the picture in both themes."""
     paths = []
     for theme, colours in THEMES.items():
-        style: Mapping[str, Any] = dict.fromkeys((*INKS, "ytick.color"), colours["ink"])
-        with matplotlib.rc_context({**STYLE, **style}):
+        style: Any = STYLE | dict.fromkeys((*INKS, "ytick.color"), colours["ink"])
+        with matplotlib.rc_context(style):
             picture = figure(results, theme)
             path = folder / f"{name}-{theme}.svg"
             saved: Any = {"format": "svg", "transparent": True, "metadata": {"Date": None}}

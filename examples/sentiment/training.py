@@ -39,9 +39,15 @@ def with_probe(encoder: Encoder, train: Sentences) -> Classifier:
     # the encoder little to learn. So cross-validation on the training sentences decides.
     search = GridSearchCV(LogisticRegression(max_iter=3000), {"C": PROBE_STRENGTHS}, cv=5)
     fitted = search.fit(by_length(features, params, train), train.labels).best_estimator_
-    model.head.kernel[...] = jnp.asarray(fitted.coef_.T, jnp.float32)
-    model.head.bias[...] = jnp.asarray(fitted.intercept_, jnp.float32)
+    set_head(model, fitted.coef_.T, fitted.intercept_)
     return model
+
+
+def set_head(model: Classifier, kernel: np.ndarray, bias: np.ndarray) -> None:
+    """Overwrites the head's weights `[width, 1]` and its bias `[1]`."""
+    assert model.head.bias is not None
+    model.head.kernel[...] = jnp.asarray(kernel, jnp.float32)
+    model.head.bias[...] = jnp.asarray(bias, jnp.float32)
 
 
 def loss(model: Classifier, batch: Sentences) -> jax.Array:
@@ -50,7 +56,7 @@ def loss(model: Classifier, batch: Sentences) -> jax.Array:
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, jnp.asarray(batch.labels)))
 
 
-def warm_up_then_linear(rate: Any, steps: int) -> optax.Schedule:
+def warm_up_then_linear(rate: Any, steps: int) -> Callable[[Any], Any]:
     """From 0 to `rate` in a tenth of the steps, then back to 0."""
     warm = max(steps // WARM_UP, 1)
     up, down = optax.linear_schedule(0, 1, warm), optax.linear_schedule(1, 0, steps - warm)
@@ -91,7 +97,7 @@ class Trainer:
             return optax.apply_updates(params, updates), state
 
         self.optimizer = optimizer
-        self.step = jax.jit(step, donate_argnums=(0, 1))
+        self.step: Any = jax.jit(step, donate_argnums=(0, 1))
 
     def __call__(
         self,
@@ -132,7 +138,7 @@ class Tester:
         def logits(params: Any, tokens: jax.Array, mask: jax.Array) -> jax.Array:
             return nnx.merge(graph, params)(tokens, mask)
 
-        self.logits = jax.jit(logits)
+        self.logits: Any = jax.jit(logits)
 
     def __call__(
         self, params: Any, sets: Mapping[str, Sentences]
