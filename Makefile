@@ -9,11 +9,12 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 NUMERIC := golden reference random_trees projection ftp tpgm spd baselines compact interpolate \
 	anchors unit state hostile stacks misuse
 
-.PHONY: help demo pod test test-all test-optimized lint wheel docs bench bench-scaling bench-compact bench-robustness bench-activity bench-tpu bench-gpu frameworks clean
+.PHONY: help demo sentiment pod test test-all test-optimized lint wheel docs bench bench-scaling bench-compact bench-robustness bench-sentiment bench-activity bench-tpu bench-gpu frameworks clean
 
 help:
 	@echo "make demo   fine-tune on handwritten digits: a table and results/demo/figure.png"
 	@echo "            options: make demo ARGS='--fast --seed 1'"
+	@echo "make sentiment  fine-tune MiniLM, a real BERT model, on movie reviews, and test it on other texts"
 	@echo "make pod    fine-tune a decoder on all devices, with checkpoints; again: goes on (docs/pods.md)"
 	@echo "make test   lint, types, and all tests and doctests but the slow ones"
 	@echo "make test-all   make test, then the built wheel and the slow tests: study, demo, pod, trainers, processes, site"
@@ -23,6 +24,7 @@ help:
 	@echo "make bench  what a step costs; make bench-scaling: how that grows"
 	@echo "make bench-activity  at which learning rates FTP acts (docs/active.md)"
 	@echo "make bench-robustness  the study of docs/study.md; make bench-tpu: programs for TPU pods, compiled"
+	@echo "make bench-sentiment  the study of docs/sentiment.md"
 	@echo "make bench-gpu  kernels and memory traffic of programs for an H100, compiled without a GPU"
 	@echo "make frameworks  fine-tuning inside other frameworks, each in an environment of its own"
 
@@ -38,6 +40,10 @@ help:
 
 .venv/docs: .venv/demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
+.venv/sentiment: .venv/demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[sentiment]'
 	touch $@
 
 .venv/pod: .venv/demo
@@ -62,6 +68,9 @@ VERSION = $(shell $(BIN)/python -c 'from importlib.metadata import version; prin
 
 demo: .venv/demo
 	$(BIN)/python -m examples.digits $(ARGS)
+
+sentiment: .venv/sentiment
+	$(BIN)/python -m examples.sentiment $(ARGS)
 
 pod: .venv/pod
 	$(BIN)/python -m examples.pod_finetune $(ARGS)
@@ -99,6 +108,9 @@ bench-compact: .venv/test
 
 bench-robustness: .venv/test
 	$(BIN)/python -m benchmarks.robustness $(ARGS)
+
+bench-sentiment: .venv/test
+	$(BIN)/python -m benchmarks.sentiment $(ARGS)
 
 bench-activity: .venv/test
 	$(BIN)/python -m benchmarks.activity $(ARGS)

@@ -1,0 +1,122 @@
+"""The methods: how each builds an optimizer around AdamW, and what is tried of each."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import tpgm_jax
+from examples.sentiment.methods import L2SP_WEIGHT, WISE_ALPHA, adamw
+from examples.sentiment.training import HEAD
+
+
+class Method(NamedTuple):
+    """How one method trains.
+
+    Attributes:
+        make: from the schedule of the learning rate, the method's own value, and EWC's importances
+            to an optimizer.
+        name: of the value.
+        values: that are tried, the first one first.
+    """
+
+    make: Callable[[optax.Schedule, Any, Any], optax.GradientTransformation]
+    name: str = ""
+    values: tuple[float | None, ...] = (None,)
+
+
+class Derived(NamedTuple):
+    """A method that changes what another one trained.
+
+    Attributes:
+        source: the method that trains, and
+        setting: its setting.
+        name: of its own value.
+        values: that are tried.
+    """
+
+    source: str
+    setting: str = ""
+    name: str = ""
+    values: tuple[float | None, ...] = (None,)
+
+
+class MeanState(NamedTuple):
+    """State of `averaged`.
+
+    Attributes:
+        inner: state of the optimizer inside.
+        mean: mean of the parameters after each step.
+        step: updates made so far.
+    """
+
+    inner: Any
+    mean: Any
+    step: jax.Array
+
+
+def averaged(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """An optimizer that also keeps the mean of its iterates."""
+    wrapped = optax.with_extra_args_support(inner)
+
+    def init(params: Any) -> MeanState:
+        return MeanState(wrapped.init(params), jax.tree.map(jnp.copy, params), jnp.zeros([]))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        updates, inside = wrapped.update(updates, state.inner, params, **extra)
+        step = state.step + 1
+        # mean + (W + u - mean) / step
+        mean = jax.tree.map(lambda m, p, u: m + (p + u - m) / step, state.mean, params, updates)
+        return updates, MeanState(inside, mean, step)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _pulled(rate: optax.Schedule, weight: Any, importance: Any) -> optax.GradientTransformation:
+    """Coupled: the pull goes through AdamW's moments, as it does if it is a term of the loss."""
+    pull = tpgm_jax.add_anchor_decay(weight, importance=importance, exclude=HEAD)
+    return optax.chain(pull, adamw(rate))
+
+
+def ftp_anchor(rate: optax.Schedule, step: float) -> optax.GradientTransformation:
+    """FTP with radii in units of the anchor, and Adam with this step for them."""
+    return tpgm_jax.ftp(adamw(rate), unit="anchor", radius_optimizer=optax.adam(step), exclude=HEAD)
+
+
+METHODS: dict[str, Method] = {
+    "finetune": Method(lambda rate, _, importance: averaged(adamw(rate))),
+    "ftp": Method(lambda rate, _, importance: tpgm_jax.ftp(adamw(rate), exclude=HEAD)),
+    "default": Method(lambda rate, _, importance: ftp_anchor(rate, 3e-3)),
+    # The first step is what `recommended` needs.
+    "ftp_anchor": Method(
+        lambda rate, step, importance: averaged(ftp_anchor(rate, step)), "step", (1e-2, 1e-3)
+    ),
+    "l2sp": Method(lambda rate, weight, importance: _pulled(rate, weight, None), "weight",
+                   (L2SP_WEIGHT, 1.0)),
+    "tpgm": Method(lambda rate, _, importance: tpgm_jax.tpgm(adamw(rate), exclude=HEAD)),
+    "spd": Method(
+        lambda rate, strength, importance: tpgm_jax.spd(
+            adamw(rate), strength=strength, exclude=HEAD
+        ),
+        *("strength", (1.0, 0.5)),
+    ),
+    # A sane run moves a row of 384 weights by 0.1 to 0.3, in the sum of its entries.
+    "mars_sp": Method(
+        lambda rate, radius, importance: optax.chain(
+            adamw(rate), tpgm_jax.project_to_anchor(radius, exclude=HEAD)
+        ),
+        *("radius", (0.2, 1.0)),
+    ),
+    "ewc": Method(_pulled, "weight", (0.1, 1.0)),
+}  # fmt: skip
+
+# A mean of all iterates, and of that a tenth of the way back to the anchor, as in docs/study.md.
+RECOMMENDED_ALPHA = 0.9
+DERIVED: dict[str, Derived] = {
+    "mean": Derived("finetune"),
+    "wise": Derived("finetune", "", "alpha", (WISE_ALPHA,)),
+    "fit_radii": Derived("finetune"),
+    "recommended": Derived("ftp_anchor", "step=0.01"),
+}

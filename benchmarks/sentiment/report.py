@@ -1,0 +1,129 @@
+"""Tables of the study, as Markdown, from the CSV alone."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from scipy import stats
+
+from benchmarks.sentiment.cells import RATES
+from benchmarks.sentiment.methods import DERIVED, METHODS
+from benchmarks.study.summary import spread
+from benchmarks.study.tables import markdown
+from examples.sentiment.summary import others
+from examples.sentiment.texts import DOMAINS
+
+Row = dict[str, str]
+Group = tuple[str, str]  # method and setting
+LABELS = {
+    "finetune": "AdamW",
+    "mean": "AdamW, mean of iterates",
+    "wise": "WiSE-FT",
+    "l2sp": "L2-SP",
+    "ewc": "EWC",
+    "spd": "SPD",
+    "mars_sp": "MARS-SP",
+    "ftp": "FTP as published",
+    "ftp_anchor": "FTP, anchor's unit",
+    "default": "FTP, anchor's unit, step 3e-3",
+    "tpgm": "TPGM",
+    "fit_radii": "`fit_radii`",
+    "recommended": '"recommended" of the digits',
+}
+
+
+def report(rows: Sequence[Row]) -> str:
+    """For each source and head: every method at every rate, and at the rate validation selects."""
+    parts = []
+    for source, head in dict.fromkeys((row["source"], row["head"]) for row in rows):
+        these = [row for row in rows if (row["source"], row["head"]) == (source, head)]
+        probe = [row for row in these if row["method"] == "probe"]
+        groups = grouped(these)
+        parts.append(f"### Trained on {source}, {head} head")
+        if probe:
+            parts.append(f"Before fine-tuning: {numbers(probe, source)}.")
+        parts += [by_rate(groups, source), selection(groups, source)]
+    return "\n\n".join(parts)
+
+
+def grouped(rows: Iterable[Row]) -> dict[Group, dict[float, list[Row]]]:
+    """By method and setting, then by learning rate."""
+    found: dict[Group, dict[float, list[Row]]] = {}
+    names = [*METHODS, *DERIVED]
+    trained = [row for row in rows if row["method"] != "probe"]
+    for row in sorted(trained, key=lambda row: (names.index(row["method"]), row["setting"])):
+        group = found.setdefault((row["method"], row["setting"]), defaultdict(list))
+        group[float(row["learning_rate"])].append(row)
+    return found
+
+
+def by_rate(groups: dict[Group, dict[float, list[Row]]], source: str) -> str:
+    """Source domain / mean of the others; mean and half of the 95 % interval over seeds."""
+    rates = sorted(RATES)
+    header = ["method", *(f"{rate:g}" for rate in rates)]
+    return markdown(
+        header,
+        (
+            [label(group), *(numbers(runs.get(rate, []), source) for rate in rates)]
+            for group, runs in groups.items()
+        ),
+    )
+
+
+def selection(groups: dict[Group, dict[float, list[Row]]], source: str) -> str:
+    """Each method at the rate and setting with the best accuracy in validation, source alone."""
+    header = ["method", "selected", "validation", "source", "others", "AUC, others"]
+    lines = []
+    for method in dict.fromkeys(method for method, _ in groups):
+        tried = [
+            (setting, rate, runs)
+            for (name, setting), rates in groups.items()
+            if name == method
+            for rate, runs in sorted(rates.items())
+        ]
+        # Of equals the smallest rate.
+        setting, rate, runs = max(tried, key=lambda x: round(mean(x[2], "validation"), 2))
+        lines.append(
+            [
+                LABELS[method],
+                f"{rate:g} {setting}".strip() + f" of {len(tried)}",
+                interval([float(row["validation"]) for row in runs]),
+                interval([float(row[source]) for row in runs]),
+                interval([outside(row, source) for row in runs]),
+                interval([outside(row, source, "_auc") for row in runs]),
+            ]
+        )
+    return markdown(header, lines)
+
+
+def label(group: Group) -> str:
+    method, setting = group
+    return f"{LABELS[method]} {setting}".strip()
+
+
+def mean(runs: Sequence[Row], column: str) -> float:
+    return float(np.mean([float(row[column]) for row in runs]))
+
+
+def outside(row: Row, source: str, ending: str = "") -> float:
+    """The mean over the domains that nothing was trained on."""
+    values = {name: float(row[name + ending]) for name in DOMAINS}
+    return others(values, source)
+
+
+def numbers(runs: Sequence[Row], source: str) -> str:
+    """Source and others, with the number of seeds."""
+    if not runs:
+        return ""
+    inside = interval([float(row[source]) for row in runs])
+    out = interval([outside(row, source) for row in runs])
+    return f"{inside} / {out} ({len(runs)})"
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and half of its 95 % interval over seeds, by Student's t."""
+    x = np.array(values)
+    if len(x) < 2:
+        return f"{x.mean():.1f}"
+    half = float(stats.t.ppf(0.975, len(x) - 1)) * spread(x) / len(x) ** 0.5
+    return f"{x.mean():.1f} ± {half:.1f}"

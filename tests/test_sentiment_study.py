@@ -1,0 +1,196 @@
+"""The study of `benchmarks/sentiment` on a small random BERT and generated sentences."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_bert import random_sentences, write_model
+
+import tpgm_jax
+from benchmarks.sentiment import __main__ as program
+from benchmarks.sentiment import cells, methods, report, runs
+from benchmarks.sentiment.cells import COLUMNS, Cell, Job
+from examples.sentiment import data, training
+from examples.sentiment.texts import DOMAINS
+
+pytestmark = pytest.mark.slow
+NAMES = ("finetune", "mean", "wise", "l2sp", "ewc", "spd", "mars_sp", "ftp", "ftp_anchor", "tpgm",
+         "fit_radii", "recommended", "default")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    sentences = data.Data(
+        train=random_sentences(40, 0),
+        held_out=random_sentences(20, 1),
+        validation=random_sentences(30, 2),
+        tests={name: random_sentences(20, 10 + i) for i, name in enumerate(DOMAINS)},
+    )
+    folder = write_model(tmp_path_factory.mktemp("x") / "model")
+    return runs.Bench(folder, sentences, lambda make: make(), steps=3)
+
+
+def test_the_study_covers_every_method_rate_seed_source_and_head_once():
+    rows = [cell for job in cells.jobs() for cell in job.rows]
+    assert len(set(rows)) == len(rows)
+    for source, head in (("movie", "probed"), ("movie", "fresh"), ("amazon", "probed")):
+        for name in NAMES:
+            found = {
+                (x.learning_rate, x.seed)
+                for x in rows
+                if (x.source, x.head, x.method) == (source, head, name)
+            }
+            assert len(found) == len(cells.RATES) * len(cells.SEEDS), name
+    assert {x.method for x in rows} == {"probe", *NAMES}
+    assert all(job.trained == job.rows[0] for job in cells.jobs())
+
+
+def test_averaged_keeps_the_mean_of_all_iterates():
+    tx = methods.averaged(optax.sgd(0.5))
+    params: Any = {"w": jnp.array([1.0, -2.0])}
+    state: Any = tx.init(params)
+    iterates = []
+    for i in range(4):
+        grads = {"w": jnp.array([i + 1.0, -i])}
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        iterates.append(params["w"])
+    np.testing.assert_allclose(state.mean["w"], np.mean(iterates, axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_every_method_trains_and_leaves_a_row_for_each_that_rests_on_it(bench, name):
+    jobs = [job for job in cells.jobs() if job.trained.method == name]
+    job = next(x for x in jobs if x.trained.learning_rate == 1e-3)
+    made = list(bench.perform(job))
+    assert [Cell(*(row[key] for key in cells.KEYS)) for row in made] == list(job.rows)
+    for row in made:
+        assert set(row) == set(COLUMNS)
+        assert all(0 <= row[column] <= 100 for column in COLUMNS[7:])
+        assert row["seconds"] > 0
+
+
+def test_derived_methods_are_what_they_say(bench):
+    anchor = bench.anchor("probed", 0)
+    tuned = jax.tree.map(lambda x: x + 1.0, anchor)
+    mean = jax.tree.map(lambda x: x + 0.5, anchor)
+    trained = training.Trained(tuned, methods.MeanState(None, mean, jnp.ones([])))
+    cell = Cell("movie", "probed", "finetune", 1e-3, "", 0)
+
+    def moved(method, setting=""):
+        params = bench._derive(cell._replace(method=method, setting=setting), trained, anchor)
+        by_name = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): round(float(jnp.mean(a - b)), 3)
+            for (path, a), b in zip(
+                jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(anchor), strict=True
+            )
+        }
+        head = {v for name, v in by_name.items() if name.startswith("head")}
+        return sorted(set(by_name.values()) - head), head
+
+    assert moved("finetune") == ([], {1.0})
+    assert moved("wise", "alpha=0.8")[0] == [0.8]
+    assert moved("mean") == ([], {0.5})
+    assert moved("recommended")[0] == [0.45]
+
+
+def test_fit_radii_moves_back_towards_the_anchor_and_leaves_the_head(bench):
+    anchor = bench.anchor("probed", 0)
+    tuned = jax.tree.map(lambda x: x + 1.0, anchor)
+    cell = Cell("movie", "probed", "fit_radii", 1e-3, "", 0)
+    fitted = bench._derive(cell, training.Trained(tuned, None), anchor)
+    near = jax.tree.map(lambda x, a: float(jnp.abs(x - a).max()), fitted, anchor)
+    for path, distance in jax.tree_util.tree_leaves_with_path(near):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name.startswith("head"):
+            assert distance == pytest.approx(1.0, rel=1e-5)
+        else:
+            assert 0 < distance < 0.9, name
+
+
+def test_importances_are_squared_gradients_with_a_mean_of_one(bench):
+    anchor, sentences = bench.anchor("probed", 0), bench.sentences.held_out
+    importance = bench._importance("probed")
+    grads = [
+        jax.grad(bench.loss)(anchor, sentences.take(slice(i, i + 1)))
+        for i in range(len(sentences.labels))
+    ]
+    squares = [np.square(np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)])) for g in grads]
+    flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(importance)])
+    total = np.sum(squares, axis=0)
+    np.testing.assert_allclose(flat, total / total.mean(), rtol=1e-3, atol=1e-5)
+
+
+def test_a_fresh_head_depends_on_the_seed_and_nothing_else_does(bench):
+    probed, first, second = (bench.anchor(*x) for x in (("probed", 0), ("fresh", 1), ("fresh", 2)))
+    assert float(jnp.abs(first["head"]["kernel"][...] - second["head"]["kernel"][...]).max()) > 0
+    jax.tree.map(np.testing.assert_array_equal, probed["encoder"], second["encoder"])
+
+
+def test_the_program_resumes_and_counts_what_is_missing(bench, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(program, "bench", lambda source, cache: bench)
+    monkeypatch.setattr(program.jax.config, "update", lambda *_: None)
+    run = ["--output", str(tmp_path / "rows.csv"), "--method", "finetune", "--runs"]
+    rows = []
+    for count in ("1", "1"):
+        program.main([*run, count])
+        rows.append((tmp_path / "rows.csv").read_text().splitlines())
+    job = next(job for job in cells.jobs() if job.trained.method == "finetune")
+    assert [len(x) for x in rows] == [1 + len(job.rows), 1 + 2 * len(job.rows)]
+    assert rows[1][: len(rows[0])] == rows[0]
+    program.main(["--plan", "--output", str(tmp_path / "rows.csv")])
+    total = sum(1 for _ in cells.jobs())
+    assert f"8 rows done, {total - 2} trainings missing" in capsys.readouterr().out
+
+
+def row(method, rate, setting="", seed=0, **values):
+    made = dict.fromkeys(COLUMNS, "50") | {"source": "movie", "head": "probed", "seed": str(seed)}
+    made |= {"method": method, "learning_rate": str(rate), "setting": setting}
+    return made | {name: str(value) for name, value in values.items()}
+
+
+def test_the_report_averages_and_selects_by_validation():
+    rows = [
+        row("probe", 0, movie=70, amazon=60, nyt=63, tweets=66),
+        row("ftp", 1e-4, validation=80, movie=81),
+        row("ftp", 1e-3, validation=82, movie=84, amazon=70, nyt=73, tweets=76),
+        row("ftp", 1e-3, seed=1, validation=82, movie=86, amazon=70, nyt=73, tweets=76),
+    ]
+    text = report.report(rows)
+    assert "Before fine-tuning: 70.0 / 63.0 (1)." in text
+    # Student's t for one degree of freedom: 12.706. Half of it: 12.706 * sqrt(2) / sqrt(2).
+    assert "| FTP as published |  | 81.0 / 50.0 (1) |  | 85.0 ± 12.7 / 73.0 ± 0.0 (2) |" in text
+    assert "| FTP as published | 0.001 of 2 | 82.0 ± 0.0 | 85.0 ± 12.7 | 73.0 ± 0.0 |" in text
+
+
+def test_what_is_missing_is_whole_jobs_or_single_rows():
+    job = next(job for job in cells.jobs() if job.trained.method == "finetune")
+    written = [
+        {key: program.text(value) for key, value in cell._asdict().items()}
+        for cell in job.rows[:-1]
+    ]
+    assert Job(job.trained, job.rows[-1:]) in program.missing(written)
+
+
+def test_default_is_ftp_in_the_anchors_unit_with_a_step_of_three_thousandths():
+    params = {"layer": {"kernel": jnp.ones((3, 2))}, "head": {"kernel": jnp.ones((2, 1))}}
+
+    def trained(tx):
+        state, now = tx.init(params), params
+        for _ in range(3):
+            grads = jax.tree.map(lambda x: 0.1 * x, now)
+            updates, state = tx.update(grads, state, now)
+            now = optax.apply_updates(now, updates)
+        return now
+
+    given = tpgm_jax.ftp(
+        optax.adamw(1e-2, weight_decay=0.01),
+        unit="anchor",
+        radius_optimizer=optax.adam(3e-3),
+        exclude="head/.*",
+    )
+    ours = methods.METHODS["default"].make(lambda step: 1e-2, None, None)
+    jax.tree.map(np.testing.assert_array_equal, trained(given), trained(ours))
