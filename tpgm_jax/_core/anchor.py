@@ -125,8 +125,12 @@ def replace_stored(old: optax.Params, new: Any, layout: Layout, what: str) -> op
 def check_numbers(value: Any, what: str) -> None:
     """Raises if an array is complex, or holds NaN. Traced values cannot be checked."""
     if jnp.iscomplexobj(value):
-        raise TypeError(f"{what} with complex numbers, and an anchor is real: convert it first.")
-    if not isinstance(value, Tracer | jax.ShapeDtypeStruct) and bool(jnp.isnan(value).any()):
+        raise TypeError(f"{what} with complex numbers, and parameters are real: convert it first.")
+    if isinstance(value, Tracer | jax.ShapeDtypeStruct):
+        return
+    with jax.ensure_compile_time_eval():  # under `jax.jit` the value may still be concrete
+        has_nan = bool(jnp.isnan(value).any())
+    if has_nan:
         raise ValueError(
             f"{what} with NaN in it, which the next update would spread to the parameters: load "
             "another checkpoint."

@@ -122,7 +122,7 @@ class Options(NamedTuple):
         more = f" and {len(guessed) - 3} more" if len(guessed) > 3 else ""
         warnings.warn(
             f"`{self.caller}` takes the last axis for the rows of {shown}{more}. This is a guess, "
-            "because no module of Flax has such a leaf. Pass "
+            "because names and shapes do not determine it. Pass "
             "`axes=tpgm_jax.infer_axes(loss_fn, params, batch)`, which reads rows off the model, "
             "or give `axes` yourself; `tpgm_jax.layout(params)` shows the rows of all tensors.",
             GuessedRowsWarning,

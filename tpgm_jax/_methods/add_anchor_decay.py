@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from tpgm_jax._core.anchor import copy_tree, empty_like, match_leaves
+from tpgm_jax._core.anchor import check_numbers, copy_tree, empty_like, match_leaves
 from tpgm_jax._core.ball import wide_dtype
 from tpgm_jax._core.checks import check_not_negative
 from tpgm_jax._core.placement import to_device
@@ -81,7 +81,8 @@ def add_anchor_decay(
         A transformation whose `update` needs `params`. Its state is an `AnchorDecayState`.
 
     Raises:
-        ValueError, TypeError: as for `ftp`, and in `init` for importances that do not fit.
+        ValueError, TypeError: as for `ftp`, and in `init` for importances that do not fit, are
+            complex, or hold NaN.
 
     Examples:
         The loss pulls towards 3, with the slope `2 * (W - 3)`, and the anchor is 0. With a
@@ -116,6 +117,8 @@ def add_anchor_decay(
         if importance is not None:
             layout = fields["spec"].layout
             leaves = match_leaves(importance, layout, "`importance`")
+            for tensor, leaf in zip(layout.tensors, leaves, strict=True):
+                check_numbers(leaf, f"`importance` has {tensor.name!r}")
             factors = copy_tree(layout.replace(params, leaves), layout)
         return AnchorDecayState(importance=factors, **fields)
 

@@ -119,7 +119,8 @@ def ftp(
     Args:
         base_optimizer: any optax transformation. It gets the raw gradient and all extra arguments.
         k: in [0, 1], the factor of a positive `h`, which pushes a radius down: 1 is the strongest
-            regularisation; at 0 no radius is ever pushed down. May be a schedule of the step.
+            regularisation; at 0 no radius is ever pushed down. May be a schedule of the
+            step; skipped steps do not count.
         initial_radius: radius at the first step, in `unit`. Positive.
         memory: "full" stores `c` in the state, an array as large as the parameters. "compact"
             recovers it from the parameters, because `c_{t-1} / n_{t-1}` is
@@ -141,8 +142,9 @@ def ftp(
             a regular expression or several, matched in full against `/`-joined paths; a
             callable `(path, leaf) -> bool`; or a tree of bools.
         axes: `Axes` by regular expression, or a callable `(path, leaf) -> Axes | None`:
-            which axes index rows, and which index stacked layers. The default infers rows from
-            Flax's names and shapes, and assumes that no tensor stacks layers.
+            which axes index rows, and which index stacked layers. Of several patterns that match,
+            the first counts. The default infers rows from names and shapes, and assumes that no
+            tensor stacks layers.
         anchor: where `W0` comes from. "init": the parameters that `init` sees, copied.
             "argument": the keyword `anchor` of each `update`, for those who hold the pre-trained
             model anyway; hand `init` the pre-trained parameters too if `unit="anchor"`. "zero":

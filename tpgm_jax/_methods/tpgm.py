@@ -66,7 +66,7 @@ def tpgm(
 
         c = W + u - W0,    n = N(c) + 1e-8
         first update:             r = min over rows of N(c) / 2
-        every `every`-th update, `steps` times:
+        first update, and every `every`-th after it, `steps` times:
             r = clip(r, 1e-8, max over rows of N(c))
             r = r - adam(d/dr held_out_loss(W0 + min(1, r / n) * c))
         r  = clip(r, 1e-8, max over rows of N(c))
@@ -107,7 +107,8 @@ def tpgm(
     Args:
         base_optimizer: any optax transformation.
         steps: radius steps in a row.
-        every: updates between such rows; the other updates only clip and project.
+        every: radius steps are taken in updates 1, 1 + `every`, 1 + 2 `every` and so on; the other
+            updates only clip and project. Skipped steps do not count.
         axis_name: under `jax.shard_map` or `jax.pmap`, the axis or axes along which devices hold
             different held-out data. The loss and its gradient are averaged over them, so that
             radii stay equal on all devices. The caller averages `grads`, as for any optimizer.
