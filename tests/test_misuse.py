@@ -198,3 +198,30 @@ def test_batch_statistics_in_a_flax_optimizer_are_left_alone():
     assert {group.name for group in report.groups} == {"scale", "bias"}
     # Three updates with momentum 0.99 of the mean of x, worked by hand.
     np.testing.assert_allclose(model.mean[...], (1 - 0.99**3) * x.mean(0), rtol=1e-5)
+
+
+def test_an_anchor_dtype_that_cannot_hold_the_weights_is_refused():
+    params = {"kernel": jnp.full((2, 2), 1e6)}  # float16 ends at 65504
+    with pytest.raises(ValueError, match="`anchor_dtype=float16` cannot hold 'kernel'"):
+        tpgm_jax.ftp(optax.sgd(0.1), anchor_dtype=jnp.float16).init(params)
+    state: Any = tpgm_jax.ftp(optax.sgd(0.1), anchor_dtype=jnp.bfloat16).init(params)
+    assert bool(jnp.isfinite(state.anchor["kernel"]).all())
+    # A mask of infinities is as infinite in any dtype.
+    mask = {"kernel": jnp.array([[0.0, -jnp.inf]])}
+    tpgm_jax.ftp(optax.sgd(0.1), anchor_dtype=jnp.float16).init(mask)
+
+
+@pytest.mark.parametrize("which", ["params", "anchor"])
+def test_fit_radii_refuses_nan(which):
+    trees = {"params": {"kernel": jnp.ones((2, 2))}, "anchor": {"kernel": jnp.zeros((2, 2))}}
+    trees[which] = {"kernel": jnp.array([[1.0, jnp.nan]] * 2)}
+    with pytest.raises(ValueError, match=f"`fit_radii` got `{which}` that has 'kernel' with NaN"):
+        tpgm_jax.fit_radii(lambda params, _: jnp.sum(params["kernel"]), **trees, batches=[1])
+
+
+def test_infinite_importances_are_refused():
+    params = {"kernel": jnp.ones((2, 2))}
+    importance = {"kernel": jnp.array([[1.0, jnp.inf]] * 2)}
+    tx = tpgm_jax.add_anchor_decay(0.1, importance=importance)
+    with pytest.raises(ValueError, match="'kernel' with infinite numbers"):
+        tx.init(params)

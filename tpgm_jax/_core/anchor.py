@@ -18,9 +18,25 @@ def init_anchor(
     params: optax.Params, spec: Spec, dtype: jax.typing.DTypeLike | None = None
 ) -> optax.Params:
     """The `anchor` field of a new state, in `dtype` or the dtype of each leaf."""
-    if spec.anchor_source == "init":
-        return copy_tree(params, spec.layout, dtype)
-    return empty_like(params)
+    if spec.anchor_source != "init":
+        return empty_like(params)
+    if dtype is not None:
+        for tensor, leaf in zip(spec.layout.tensors, spec.layout.constrained(params), strict=True):
+            _check_range(leaf, dtype, tensor.name)
+    return copy_tree(params, spec.layout, dtype)
+
+
+def _check_range(leaf: Any, dtype: jax.typing.DTypeLike, name: str) -> None:
+    """Raises if a finite weight is infinite in `dtype`. Traced values cannot be checked."""
+    if isinstance(leaf, Tracer | jax.ShapeDtypeStruct):
+        return
+    with jax.ensure_compile_time_eval():
+        overflows = bool((jnp.isfinite(leaf) & ~jnp.isfinite(jnp.asarray(leaf, dtype))).any())
+    if overflows:
+        raise ValueError(
+            f"`anchor_dtype={jnp.dtype(dtype).name}` cannot hold {name!r}, because its weights are "
+            "beyond the range of this dtype: use `jnp.bfloat16`, which has the range of float32."
+        )
 
 
 def resolve_anchor(

@@ -5,7 +5,9 @@ from __future__ import annotations  # so that `help` shows names, and not what t
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from tpgm_jax._core.anchor import check_numbers, copy_tree, empty_like, match_leaves
 from tpgm_jax._core.ball import wide_dtype
@@ -119,6 +121,7 @@ def add_anchor_decay(
             leaves = match_leaves(importance, layout, "`importance`")
             for tensor, leaf in zip(layout.tensors, leaves, strict=True):
                 check_numbers(leaf, f"`importance` has {tensor.name!r}")
+                _check_importance(leaf, tensor.name)
             factors = copy_tree(layout.replace(params, leaves), layout)
         return AnchorDecayState(importance=factors, **fields)
 
@@ -146,3 +149,15 @@ def add_anchor_decay(
         return p.spec.layout.replace(updates, new), state._replace(step=step, spec=p.spec)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _check_importance(leaf: jax.Array, name: str) -> None:
+    if isinstance(leaf, Tracer):
+        return
+    with jax.ensure_compile_time_eval():
+        wrong = bool(jnp.isinf(leaf).any())
+    if wrong:
+        raise ValueError(
+            f"`importance` has {name!r} with infinite numbers, which make every update infinite or "
+            "NaN: compute the squared gradients again, in float32."
+        )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from tpgm_jax._core import radii as _radii
-from tpgm_jax._core.anchor import match_leaves
+from tpgm_jax._core.anchor import check_numbers, match_leaves
 from tpgm_jax._core.checks import radius_optimizer_or_default
 from tpgm_jax._core.problem import Problem
 from tpgm_jax._core.spec import AxesSpec, Exclude, Norm, Options, Spec, Unit
@@ -113,6 +113,10 @@ def fit_radii(
     except TypeError:  # such as a method of an Equinox module: compile anew in each call
         loss = functools.partial(held_out_loss)
     w0 = match_leaves(anchor, spec.layout, "the `anchor` of `fit_radii`")
+    pairs = zip(spec.layout.tensors, spec.layout.constrained(params), w0, strict=True)
+    for tensor, *values in pairs:
+        for what, value in zip(("params", "anchor"), values, strict=True):
+            check_numbers(value, f"`fit_radii` got `{what}` that has {tensor.name!r}")
 
     (radii, state, unit_size), losses = _start(params, w0, spec, optimizer), []
     for batch in batches:
