@@ -25,6 +25,13 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+def pytest_collection_modifyitems(items):
+    """Skips examples with host memory on CPU, which JAX has from 0.10 on."""
+    for item in items:
+        if jax.__version_info__ < (0, 10) and item.path.name in ("pods.md", "edit.py"):
+            item.add_marker(pytest.mark.skip(reason="no host memory on CPU before jax 0.10"))
+
+
 @pytest.fixture
 def x64():
     """Runs a test in float64."""

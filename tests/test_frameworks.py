@@ -8,6 +8,7 @@ import re
 import subprocess
 import textwrap
 from types import SimpleNamespace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -144,7 +145,8 @@ def test_check_radii_finds_a_row_beyond_its_radius(name, index):
 
 
 def test_check_radii_wants_rows_that_moved_and_were_pulled_back():
-    state, params, anchor, axes = fine_tuned()
+    state, tuned, anchor, axes = fine_tuned()
+    params: Any = tuned
     with pytest.raises(AssertionError, match="w"):
         checks.check_radii(state, params | {"w": jnp.ones((3, 2))}, anchor, axes)
     tx = tpgm_jax.ftp(optax.sgd(1e-2))

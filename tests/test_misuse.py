@@ -213,7 +213,7 @@ def test_an_anchor_dtype_that_cannot_hold_the_weights_is_refused():
 
 @pytest.mark.parametrize("which", ["params", "anchor"])
 def test_fit_radii_refuses_nan(which):
-    trees = {"params": {"kernel": jnp.ones((2, 2))}, "anchor": {"kernel": jnp.zeros((2, 2))}}
+    trees: Any = {"params": {"kernel": jnp.ones((2, 2))}, "anchor": {"kernel": jnp.zeros((2, 2))}}
     trees[which] = {"kernel": jnp.array([[1.0, jnp.nan]] * 2)}
     with pytest.raises(ValueError, match=f"`fit_radii` got `{which}` that has 'kernel' with NaN"):
         tpgm_jax.fit_radii(lambda params, _: jnp.sum(params["kernel"]), **trees, batches=[1])

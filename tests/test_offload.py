@@ -31,6 +31,9 @@ METHODS = {
 }
 each_method = pytest.mark.parametrize("make", mostly_slow(METHODS, "ftp", "tpgm"))
 MODEL = "fsdp x tensor"
+pytestmark = pytest.mark.skipif(
+    jax.__version_info__ < (0, 10), reason="before 0.10, JAX on CPU has no host memory in programs"
+)
 
 
 def kinds(tree):

@@ -66,9 +66,7 @@ def fill(page: Path, made: str) -> None:
 def sections(study: Study, shown: Groups) -> list[str]:
     """Headings and tables."""
     tuning = sum(key.seed in cells.TUNING_SEEDS for key in study.rows)
-    made = [
-        f"Made from {len(study.rows)} rows of the CSV; {tuning} rows are of the tuning seeds."
-    ]
+    made = [f"Made from {len(study.rows)} rows of the CSV; {tuning} rows are of the tuning seeds."]
     if any("recommended" in study.methods(model, "reused") for model in cells.MODELS):
         made += ["### What is recommended, against the targets", tables.targets(study, shown)]
     for model in cells.MODELS:

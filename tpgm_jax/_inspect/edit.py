@@ -88,7 +88,8 @@ def offload(opt_state: optax.OptState) -> optax.OptState:
 
     Each `update` then copies them to the device where it uses them, and copies the new
     displacement back, so that devices hold them only during a step. The numbers are the same; the
-    steps take longer by the transfers. The base optimizer's state stays where it is.
+    steps take longer by the transfers. The base optimizer's state stays where it is. On CPU this
+    needs jax 0.10 or newer.
 
     Args:
         opt_state: any state with one of this library's states somewhere in it. Works inside
