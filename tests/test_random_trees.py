@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 class Layer:
     """A user-defined container."""
 
-    weight: Any
+    first: Any
     rest: Any
 
 
