@@ -67,8 +67,7 @@ def compare(
         return params
 
     def head_first(rate: float) -> Any:
-        flags = {x.name: not x.constrained for x in tpgm_jax.layout(pretrained, **names).tensors}
-        body = [not flag for flag in flags.values()]
+        body = [tensor.constrained for tensor in tpgm_jax.layout(pretrained, **names).tensors]
         frozen = jax.tree.unflatten(jax.tree.structure(pretrained), body)
         probe = optax.chain(optax.adam(schedule(rate)), optax.masked(optax.set_to_zero(), frozen))
         return trained(optax.adamw(schedule(rate)), trained(probe, pretrained))
@@ -150,9 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         return 100 * float(accuracy(model.apply, params, *batch))
 
     tx = optax.adam(1e-3)
-    state, step = tx.init(params), jax.jit(lambda p, b: jax.grad(loss)(p, b))
+    state, gradient = tx.init(params), jax.jit(jax.grad(loss))
     for batch in batches(task.printed, task.pretraining_steps, "pre-training"):
-        updates, state = tx.update(step(params, batch), state, params)
+        updates, state = tx.update(gradient(params, batch), state, params)
         params = optax.apply_updates(params, updates)
     images = np.concatenate([split.images for split in task.shifted])
     labels = np.concatenate([split.labels for split in task.shifted])

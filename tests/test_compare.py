@@ -98,7 +98,6 @@ def test_wise_ft_is_a_mix_that_leaves_the_head(rows):
 
 
 def test_lp_ft_trains_the_head_first():
-    # At a rate of 0 after the first phase nothing moves; so compare with the body untouched.
     rows = rows_of((1e-2,))
     moved = jax.tree.map(
         lambda x, y: float(jnp.max(jnp.abs(x - y))), params_of(rows, "LP-FT"), PRETRAINED

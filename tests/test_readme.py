@@ -1,5 +1,6 @@
-"""The README: its program runs as it stands, and its table of memory is what `init` makes."""
+"""The README: its program runs as it stands, and its tables show what was computed."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 import tpgm_jax
 from tpgm_jax import ftp
 
-TEXT = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
 (PROGRAM,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
@@ -29,6 +31,27 @@ def test_the_program_can_be_pasted_and_prints_a_report(capsys):
 
 def test_it_is_short():
     assert len(TEXT.splitlines()) <= 150
+
+
+RESULTS = json.loads((ROOT / "docs/sentiment/results.json").read_text())
+
+
+def cell(accuracy):
+    """Accuracy on movies / mean of the three other domains."""
+    others = [accuracy[name] for name in ("amazon", "nyt", "tweets")]
+    return f"{accuracy['movie']:.1f} / {sum(others) / 3:.1f}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/sentiment.md"])
+def test_the_table_of_the_real_model_shows_what_the_program_wrote(page):
+    text = (ROOT / page).read_text()
+    names = {"finetune": "AdamW", "wise": "WiSE-FT 0.8", "l2sp": "L2-SP 0.1", "ftp": "FTP"}
+    for method, entries in RESULTS["methods"].items():
+        cells = [cell(x["accuracy"]) + r" \*" * x["chosen"] for x in entries]
+        assert re.search(
+            rf"^\| {names[method]}.* \| {re.escape(' | '.join(cells))} \|$", text, re.M
+        )
+    assert cell(RESULTS["probe"]["accuracy"]) in text.replace("\n", " ")
 
 
 ROWS: dict[str, Any] = {

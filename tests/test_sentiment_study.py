@@ -11,7 +11,7 @@ from tiny_bert import random_sentences, write_model
 
 import tpgm_jax
 from benchmarks.sentiment import __main__ as program
-from benchmarks.sentiment import cells, methods, report, runs
+from benchmarks.sentiment import cells, cost, methods, report, runs
 from benchmarks.sentiment.cells import COLUMNS, Cell, Job
 from examples.sentiment import data, training
 from examples.sentiment.texts import DOMAINS
@@ -194,3 +194,14 @@ def test_default_is_ftp_in_the_anchors_unit_with_a_step_of_three_thousandths():
     )
     ours = methods.METHODS["default"].make(lambda step: 1e-2, None, None)
     jax.tree.map(np.testing.assert_array_equal, trained(given), trained(ours))
+
+
+def test_the_cost_of_each_method_is_measured(bench, monkeypatch):
+    monkeypatch.setattr(cost, "batch", lambda length, seed: random_sentences(16, seed))
+    rows = {row["method"]: row for row in cost.measure(bench, length=8, rounds=2)}
+    assert set(rows) == set(cost.METHODS)
+    assert rows["adamw"]["ratio"] == 1
+    # AdamW has two moments; FTP also an anchor and a displacement, of all but the head.
+    copies = {name: row["state_copies"] for name, row in rows.items()}
+    for name, count in {"adamw": 2, "ftp": 4, "ftp, compact": 3, "tpgm": 3, "spd": 3}.items():
+        assert copies[name] == pytest.approx(count, abs=0.3)

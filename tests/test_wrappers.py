@@ -74,6 +74,10 @@ OPTIMIZERS: dict[str, Any] = {
     "inject_hyperparams": optax.inject_hyperparams(optax.adam)(learning_rate=RATE),
     "apply_if_finite": optax.apply_if_finite(optax.adam(RATE), 3),
     "flatten": optax.flatten(optax.adam(RATE)),
+    "partition": optax.partition(
+        {"matrix": optax.adam(RATE), "vector": SGD},
+        lambda tree: jax.tree.map(lambda x: "matrix" if x.ndim > 1 else "vector", tree),
+    ),
     "reduce_on_plateau": optax.chain(optax.adam(RATE), contrib.reduce_on_plateau()),
     "MultiSteps": optax.MultiSteps(optax.adam(RATE), 2),
     "sam(..., opaque_mode=True)": contrib.sam(SGD, UPHILL, opaque_mode=True),

@@ -2,5 +2,5 @@
 
 In reading order: `cells` says what is run and names the columns, `methods` are the methods, `runs`
 carries them out, `report` turns rows into tables, `cost` measures steps, and `__main__` is the
-program. The model, the texts and the training are those of `examples/sentiment`.
+program. The model, the texts and the training come from `examples/sentiment`.
 """

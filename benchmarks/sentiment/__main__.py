@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def missing(rows: Sequence[dict[str, str]]) -> list[Job]:
-    """Trainings of which some row is missing, each with its missing rows."""
+    """Trainings that lack a row, each with the rows that it lacks."""
     done = {tuple(row[key] for key in KEYS) for row in rows}
     found = []
     for job in jobs():

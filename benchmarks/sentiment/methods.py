@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import tpgm_jax
-from examples.sentiment.methods import L2SP_WEIGHT, WISE_ALPHA, adamw
+from examples.sentiment.methods import L2SP_WEIGHT, WISE_ALPHA, adamw, pulled
 from examples.sentiment.training import HEAD
 
 
@@ -74,12 +74,6 @@ def averaged(inner: optax.GradientTransformation) -> optax.GradientTransformatio
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _pulled(rate: optax.Schedule, weight: Any, importance: Any) -> optax.GradientTransformation:
-    """Coupled: the pull goes through AdamW's moments, as it does if it is a term of the loss."""
-    pull = tpgm_jax.add_anchor_decay(weight, importance=importance, exclude=HEAD)
-    return optax.chain(pull, adamw(rate))
-
-
 def ftp_anchor(rate: optax.Schedule, step: float) -> optax.GradientTransformation:
     """FTP with radii in units of the anchor, and Adam with this step for them."""
     return tpgm_jax.ftp(adamw(rate), unit="anchor", radius_optimizer=optax.adam(step), exclude=HEAD)
@@ -93,7 +87,7 @@ METHODS: dict[str, Method] = {
     "ftp_anchor": Method(
         lambda rate, step, importance: averaged(ftp_anchor(rate, step)), "step", (1e-2, 1e-3)
     ),
-    "l2sp": Method(lambda rate, weight, importance: _pulled(rate, weight, None), "weight",
+    "l2sp": Method(lambda rate, weight, importance: pulled(rate, weight), "weight",
                    (L2SP_WEIGHT, 1.0)),
     "tpgm": Method(lambda rate, _, importance: tpgm_jax.tpgm(adamw(rate), exclude=HEAD)),
     "spd": Method(
@@ -109,10 +103,10 @@ METHODS: dict[str, Method] = {
         ),
         *("radius", (0.2, 1.0)),
     ),
-    "ewc": Method(_pulled, "weight", (0.1, 1.0)),
+    "ewc": Method(pulled, "weight", (0.1, 1.0)),
 }  # fmt: skip
 
-# A mean of all iterates, and of that a tenth of the way back to the anchor, as in docs/study.md.
+# The mean of all iterates, moved a tenth of the way back to the anchor (docs/study.md).
 RECOMMENDED_ALPHA = 0.9
 DERIVED: dict[str, Derived] = {
     "mean": Derived("finetune"),

@@ -4,11 +4,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from scipy import stats
 
 from benchmarks.sentiment.cells import RATES
 from benchmarks.sentiment.methods import DERIVED, METHODS
-from benchmarks.study.summary import spread
+from benchmarks.study.summary import half_interval
 from benchmarks.study.tables import markdown
 from examples.sentiment.summary import others
 from examples.sentiment.texts import DOMAINS
@@ -125,5 +124,4 @@ def interval(values: Sequence[float]) -> str:
     x = np.array(values)
     if len(x) < 2:
         return f"{x.mean():.1f}"
-    half = float(stats.t.ppf(0.975, len(x) - 1)) * spread(x) / len(x) ** 0.5
-    return f"{x.mean():.1f} ± {half:.1f}"
+    return f"{x.mean():.1f} ± {half_interval(x):.1f}"

@@ -124,7 +124,7 @@ class Bench:
         """EWC's: the diagonal of the Fisher information at the anchor, divided by its mean.
 
         The mean, over held-out sentences, of the squared gradient of the log-probability of the
-        label, because nothing of the model's own pre-training can be had.
+        label, because the data of the model's own pre-training is not available.
         """
         anchor, sentences = self.anchor(head, 0), self.sentences.held_out
 

@@ -134,5 +134,10 @@ def difference(a: Mapping[Pair, Row], b: Mapping[Pair, Row], sets: Iterable[str]
         )
     if len(x) < 2:
         return Difference(float(x.mean()) if len(x) else float("nan"), np.nan, np.nan, pairs)
-    half = float(stats.t.ppf(0.975, len(x) - 1)) * spread(x) / len(x) ** 0.5
+    half = half_interval(x)
     return Difference(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, pairs)
+
+
+def half_interval(x: np.ndarray) -> float:
+    """Half of the 95 % interval of a mean, by Student's t."""
+    return float(stats.t.ppf(0.975, len(x) - 1)) * spread(x) / len(x) ** 0.5

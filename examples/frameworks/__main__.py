@@ -49,7 +49,6 @@ CASES = {
     "penzai": Case("3.12", ("penzai>=0.2.5", "orbax-checkpoint"), ("penzai_ftp",)),
     "flax-3.12": Case("3.12", ("flax>=0.12.12",), ("flax_newest",)),
     "flax-3.13": Case("3.13", ("flax>=0.12.12",), ("flax_newest",)),
-    "easydel": Case("3.13", ("easydel>=0.3.0",), ()),
 }
 
 HEAD = """# Log of the frameworks
@@ -147,7 +146,7 @@ def run_case(name: str) -> list[Result]:
 
 
 def write_log(results: dict[str, list[Result]]) -> None:
-    """Replaces the lines of the cases that ran, and keeps those of the others."""
+    """Replaces the lines of the cases that ran, and keeps the lines of the other cases."""
     lines = LOG.read_text().splitlines() if LOG.exists() else []
     old = {name: [x for x in lines if x.startswith(f"| {name} |")] for name in CASES}
     new = {name: [result.line() for result in results.get(name, ())] for name in CASES}

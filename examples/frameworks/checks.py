@@ -44,14 +44,14 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
 
 
 def check_rows(axes: Mapping[str, tpgm_jax.Axes], expected: Mapping[str, Any]) -> None:
-    """The rows that were read off the model must be those of `expected`, by name."""
+    """The rows that were read off the model must equal `expected`, by name."""
     print(axes, end="\n\n")
     for name, rows in expected.items():
         assert axes[name].rows == rows, (name, axes[name], rows)
 
 
 def check_loss(losses: list[float]) -> None:
-    """The loss must fall, from the mean of the first half of the steps to that of the second."""
+    """The mean loss of the second half of the steps must be below the mean of the first half."""
     assert len(losses) >= 6, losses
     half = len(losses) // 2
     assert np.all(np.isfinite(losses)), losses

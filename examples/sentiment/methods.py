@@ -1,5 +1,7 @@
 """The methods of the demo: AdamW, two optimizers around it, and a correction after training."""
 
+from typing import Any
+
 import optax
 
 import tpgm_jax
@@ -15,15 +17,18 @@ def adamw(rate: optax.Schedule) -> optax.GradientTransformation:
     return optax.adamw(rate, weight_decay=WEIGHT_DECAY)
 
 
-def l2sp(rate: optax.Schedule) -> optax.GradientTransformation:
-    """Coupled: the pull goes through AdamW's moments, as it does if it is a term of the loss."""
-    return optax.chain(tpgm_jax.add_anchor_decay(L2SP_WEIGHT, exclude=HEAD), adamw(rate))
+def pulled(
+    rate: optax.Schedule, weight: float = L2SP_WEIGHT, importance: Any = None
+) -> optax.GradientTransformation:
+    """L2-SP, or EWC. The pull goes through AdamW's moments, like a term of the loss."""
+    pull = tpgm_jax.add_anchor_decay(weight, importance=importance, exclude=HEAD)
+    return optax.chain(pull, adamw(rate))
 
 
 # No method constrains the head: it is new.
 OPTIMIZERS: dict[str, MakeOptimizer] = {
     "finetune": adamw,
-    "l2sp": l2sp,
+    "l2sp": pulled,
     "ftp": lambda rate: tpgm_jax.ftp(adamw(rate), exclude=HEAD),
 }
 LABELS = {

@@ -28,11 +28,7 @@ def init_anchor(
 
 def _check_range(leaf: Any, dtype: jax.typing.DTypeLike, name: str) -> None:
     """Raises if a finite weight is infinite in `dtype`. Traced values cannot be checked."""
-    if isinstance(leaf, Tracer | jax.ShapeDtypeStruct):
-        return
-    with jax.ensure_compile_time_eval():
-        overflows = bool((jnp.isfinite(leaf) & ~jnp.isfinite(jnp.asarray(leaf, dtype))).any())
-    if overflows:
+    if any_number(lambda x: jnp.isfinite(x) & ~jnp.isfinite(jnp.asarray(x, dtype)), leaf):
         raise ValueError(
             f"`anchor_dtype={jnp.dtype(dtype).name}` cannot hold {name!r}, because its weights are "
             "beyond the range of this dtype: use `jnp.bfloat16`, which has the range of float32."
@@ -142,12 +138,16 @@ def check_numbers(value: Any, what: str) -> None:
     """Raises if an array is complex, or holds NaN. Traced values cannot be checked."""
     if jnp.iscomplexobj(value):
         raise TypeError(f"{what} with complex numbers, and parameters are real: convert it first.")
-    if isinstance(value, Tracer | jax.ShapeDtypeStruct):
-        return
-    with jax.ensure_compile_time_eval():  # under `jax.jit` the value may still be concrete
-        has_nan = bool(jnp.isnan(value).any())
-    if has_nan:
+    if any_number(jnp.isnan, value):
         raise ValueError(
             f"{what} with NaN in it, which the next update would spread to the parameters: load "
             "another checkpoint."
         )
+
+
+def any_number(is_wrong: Callable[[Any], jax.Array], value: Any) -> bool:
+    """Whether a number of an array is wrong. Traced values and shapes have no numbers."""
+    if isinstance(value, Tracer | jax.ShapeDtypeStruct):
+        return False
+    with jax.ensure_compile_time_eval():  # under `jax.jit` the value may still be concrete
+        return bool(is_wrong(value).any())

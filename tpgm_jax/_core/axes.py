@@ -87,7 +87,7 @@ class Tensor(NamedTuple):
 
 
 class GuessedRowsWarning(UserWarning):
-    """Rows of a tensor are a guess, because neither its name nor its shape tells them."""
+    """Rows of a tensor are a guess, because its name and its shape do not determine them."""
 
 
 class Layout(NamedTuple):

@@ -59,9 +59,8 @@ def init_base(
     # In opaque mode SAM probes inside one update, and has no cache.
     if any(sam.cache is not None for _, sam in optax.tree.get_all_with_path(state, "SAMState")):
         raise ValueError(
-            f"`{caller}` cannot wrap `optax.contrib.sam` as it is, because every other update is a "
-            "step uphill that only probes the loss: pass `opaque_mode=True` to `sam`, and "
-            "`grad_fn` to `update`."
+            f"`{caller}` cannot wrap `optax.contrib.sam` as it is, because it returns steps uphill "
+            "that only probe the loss: pass `opaque_mode=True` to `sam`, and `grad_fn` to `update`."
         )
     return state
 

@@ -16,7 +16,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _WEIGHT = re.compile(r"(?:.*[./])?\w*weight")
 _CONV1D = re.compile(r"(?:.*[./])?(?:c_attn|q_attn|c_fc|c_proj)[./]weight")
-_KNOWN = ("bias", "scale", "embedding", "kernel", "lora_a", "lora_b")
+_LAST = ("kernel", "lora_a", "lora_b")  # leaves of Flax whose rows are on the last axis
 
 
 def rows_by_name(shapes: Shapes, layers: Shapes) -> tuple[dict[str, tuple[int, ...]], list[str]]:
@@ -62,7 +62,7 @@ def _flax_rows(
         return (), True
     if leaf == "embedding":
         return tuple(axes[:1]), True
-    known = leaf in _KNOWN
+    known = leaf in _LAST
     if leaf == "kernel":
         bias = f"{module}/bias" if module else "bias"
         if bias in shapes:

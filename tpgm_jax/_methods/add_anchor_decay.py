@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 
-from tpgm_jax._core.anchor import check_numbers, copy_tree, empty_like, match_leaves
+from tpgm_jax._core.anchor import any_number, check_numbers, copy_tree, empty_like, match_leaves
 from tpgm_jax._core.ball import wide_dtype
 from tpgm_jax._core.checks import check_not_negative
 from tpgm_jax._core.placement import to_device
@@ -84,7 +83,7 @@ def add_anchor_decay(
 
     Raises:
         ValueError, TypeError: as for `ftp`, and in `init` for importances that do not fit, are
-            complex, or hold NaN.
+            complex, or hold NaN or infinity.
 
     Examples:
         The loss pulls towards 3, with the slope `2 * (W - 3)`, and the anchor is 0. With a
@@ -121,7 +120,11 @@ def add_anchor_decay(
             leaves = match_leaves(importance, layout, "`importance`")
             for tensor, leaf in zip(layout.tensors, leaves, strict=True):
                 check_numbers(leaf, f"`importance` has {tensor.name!r}")
-                _check_importance(leaf, tensor.name)
+                if any_number(jnp.isinf, leaf):
+                    raise ValueError(
+                        f"`importance` has {tensor.name!r} with infinite numbers, which make every "
+                        "update infinite or NaN: compute the squared gradients again, in float32."
+                    )
             factors = copy_tree(layout.replace(params, leaves), layout)
         return AnchorDecayState(importance=factors, **fields)
 
@@ -149,15 +152,3 @@ def add_anchor_decay(
         return p.spec.layout.replace(updates, new), state._replace(step=step, spec=p.spec)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _check_importance(leaf: jax.Array, name: str) -> None:
-    if isinstance(leaf, Tracer):
-        return
-    with jax.ensure_compile_time_eval():
-        wrong = bool(jnp.isinf(leaf).any())
-    if wrong:
-        raise ValueError(
-            f"`importance` has {name!r} with infinite numbers, which make every update infinite or "
-            "NaN: compute the squared gradients again, in float32."
-        )

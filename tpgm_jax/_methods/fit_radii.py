@@ -113,10 +113,10 @@ def fit_radii(
     except TypeError:  # such as a method of an Equinox module: compile anew in each call
         loss = functools.partial(held_out_loss)
     w0 = match_leaves(anchor, spec.layout, "the `anchor` of `fit_radii`")
-    pairs = zip(spec.layout.tensors, spec.layout.constrained(params), w0, strict=True)
-    for tensor, *values in pairs:
-        for what, value in zip(("params", "anchor"), values, strict=True):
-            check_numbers(value, f"`fit_radii` got `{what}` that has {tensor.name!r}")
+    trees = {"params": spec.layout.constrained(params), "anchor": w0}
+    for what, leaves in trees.items():
+        for tensor, leaf in zip(spec.layout.tensors, leaves, strict=True):
+            check_numbers(leaf, f"`fit_radii` got `{what}` that has {tensor.name!r}")
 
     (radii, state, unit_size), losses = _start(params, w0, spec, optimizer), []
     for batch in batches:
