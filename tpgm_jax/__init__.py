@@ -37,8 +37,8 @@ from tpgm_jax._core.axes import Axes as Axes  # isort: skip
 from tpgm_jax._core.axes import AxesSpec as AxesSpec  # isort: skip
 from tpgm_jax._core.axes import GuessedRowsWarning as GuessedRowsWarning  # isort: skip
 from tpgm_jax._core.names import Exclude as Exclude  # isort: skip
-from tpgm_jax._inspect.infer_axes import InferredAxes as InferredAxes  # isort: skip
-from tpgm_jax._inspect.infer_axes import infer_axes as infer_axes  # isort: skip
+from tpgm_jax._infer_axes.infer_axes import InferredAxes as InferredAxes  # isort: skip
+from tpgm_jax._infer_axes.infer_axes import infer_axes as infer_axes  # isort: skip
 from tpgm_jax._inspect.layout import LayoutTable as LayoutTable  # isort: skip
 from tpgm_jax._inspect.layout import layout as layout  # isort: skip
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from jax.extend.core import Literal
 
-from tpgm_jax._core.jaxpr_moves import (
+from tpgm_jax._infer_axes.moves import (
     Atom,
     Value,
     View,
@@ -26,8 +26,8 @@ from tpgm_jax._core.jaxpr_moves import (
     stretched,
     varies,
 )
-from tpgm_jax._core.jaxpr_products import conv, dot_general, ragged_dot
-from tpgm_jax._core.jaxpr_walk import Rule, Use, Walk, opened
+from tpgm_jax._infer_axes.products import conv, dot_general, ragged_dot
+from tpgm_jax._infer_axes.walk import Rule, Use, Walk, opened
 
 
 def find_uses(

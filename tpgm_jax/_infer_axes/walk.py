@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jax.extend.core import Literal
 
-from tpgm_jax._core.jaxpr_moves import (
+from tpgm_jax._infer_axes.moves import (
     MOVES,
     Value,
     View,

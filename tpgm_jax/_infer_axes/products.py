@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tpgm_jax._core.jaxpr_moves import (
+from tpgm_jax._infer_axes.moves import (
     STACKED,
     Atom,
     Value,
@@ -17,7 +17,7 @@ from tpgm_jax._core.jaxpr_moves import (
     repeated,
     repeats,
 )
-from tpgm_jax._core.jaxpr_walk import Walk
+from tpgm_jax._infer_axes.walk import Walk
 
 
 def dot_general(walk: Walk, eqn: Any, values: list[Value]) -> list[Value]:

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from tpgm_jax._core.axes import Axes, other_axes
-from tpgm_jax._core.jaxpr_rules import find_uses
-from tpgm_jax._core.jaxpr_walk import Use
 from tpgm_jax._core.names import closest, leaf_names, match_pattern
 from tpgm_jax._core.names import leaves as all_leaves
 from tpgm_jax._core.rows_by_name import rows_by_name
+from tpgm_jax._infer_axes.rules import find_uses
+from tpgm_jax._infer_axes.walk import Use
 from tpgm_jax._inspect.columns import plain_table
 
 
