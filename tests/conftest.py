@@ -5,10 +5,13 @@ import os
 # Compiling takes most of the tests' time. Without LLVM's passes and XLA's fusion emitters it takes
 # less than half as long, and the number of collectives, which some tests count, stays the same.
 # `make test-optimized` sets `XLA_FLAGS` to the empty string and so tests the programs that users
-# get. If a new jaxlib exits with an error about an unknown flag, delete the flag here. The variable
-# must be set before JAX is imported.
+# get. Virtual devices that wait for each other abort the process after 40 s, which is not enough on
+# a machine with much other work. If a new jaxlib exits with an error about an unknown flag, delete
+# the flag here. The variable must be set before JAX is imported.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
 
 from collections.abc import Callable
