@@ -99,8 +99,9 @@ def state_of(tx: Any, params: Any, mesh: jax.sharding.Mesh) -> Any:
         spec = param.sharding.spec if leaf.shape == param.shape else P()
         return struct(leaf.shape, leaf.dtype, mesh, spec)
 
-    def everywhere(leaf: Any) -> jax.ShapeDtypeStruct:
-        return struct(leaf.shape, leaf.dtype, mesh, P())
+    def everywhere(part: Any) -> Any:
+        # `map_params` passes the tuple of row norms as a whole.
+        return jax.tree.map(lambda leaf: struct(leaf.shape, leaf.dtype, mesh, P()), part)
 
     state = jax.eval_shape(tx.init, params)
     return optax.tree.map_params(

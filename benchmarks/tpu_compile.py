@@ -64,7 +64,7 @@ COLUMNS = [*WHICH, "parameters", *(f"{x}_bytes" for x in BYTES)]
 for _kind in KINDS:
     COLUMNS += [f"{_kind}s", f"{_kind}_bytes"]
 VERSIONS = ["jax", "libtpu", "optax"]
-COLUMNS += ["gathers", "compile_seconds", "machine", *VERSIONS]
+COLUMNS += ["gathers", "accessed_bytes", "compile_seconds", "machine", *VERSIONS]
 
 # Kinds that copy the numbers of another device.
 GATHERS = ("all-gather", "all-to-all", "collective-permute")
@@ -131,6 +131,8 @@ def measure(case: Case, text: Path | None) -> dict[str, Any]:
         row |= {f"{kind}s": len(ones), f"{kind}_bytes": sum(x.bytes * x.runs for x in ones)}
     counted = Counter(x.bytes for x in found if x.kind in GATHERS)
     row["gathers"] = " ".join(f"{n}x{size}" for size, n in sorted(counted.items()))
+    # XLA's own count of the memory traffic. It does not multiply the body of a loop by its runs.
+    row["accessed_bytes"] = int((compiled.cost_analysis() or {}).get("bytes accessed", 0))
     row["compile_seconds"] = round(seconds, 1)
     return row | {"machine": machine()} | versions()
 
@@ -151,6 +153,7 @@ def judged(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
         "collectives": additional collectives. "gathers": additional gathers as large as parameters.
         "temporaries" and "peak": additional memory, in parameter shards. "unexplained": additional
         bytes of the arguments that are neither expected copies of the parameters nor bookkeeping.
+        "traffic": the ratio of XLA's counts of memory traffic.
     """
 
     def more(column: str) -> int:
@@ -173,6 +176,7 @@ def judged(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
         "temporaries": more("temporary_bytes") / shard,
         "peak": more("peak_bytes") / shard,
         "unexplained": more("argument_bytes") - copies - more("bookkeeping_bytes"),
+        "traffic": int(row["accessed_bytes"]) / int(base["accessed_bytes"]),
     }
 
 
