@@ -9,7 +9,7 @@ import tpgm_jax
 from tpgm_jax._core.checks import Norm, Unit
 from tpgm_jax.cli._compare import SORTS
 from tpgm_jax.cli._rename import parse_rule
-from tpgm_jax.cli._rows import ROWS, parse_axes
+from tpgm_jax.cli._rows import parse_axes
 
 CODES = """\
 exit codes:
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     }
 
     compare = _add_command(commands, "compare", "measure the distance of every tensor", COMPARE)
-    _add_rows(compare)
+    _add_axes(compare)
     add = compare.add_argument
     add("--plot", type=Path, metavar="FILE", help="draw a .png, .pdf or .svg")
     add("--sort", choices=SORTS, default="name", help="order of the tensors, largest first")
@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
 
     project = _add_command(commands, "project", "write a projected or interpolated copy", PROJECT)
     _add_output(project)
-    _add_rows(project)
+    _add_axes(project)
     how = project.add_mutually_exclusive_group(required=True)
     how.add_argument("--radius", type=positive, metavar="R", help="project to a ball of this size")
     how.add_argument("--alpha", **alpha)
@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     interpolate = _add_command(commands, "interpolate", "the same as `project --alpha`", PROJECT)
     _add_output(interpolate)
     interpolate.add_argument("--alpha", required=True, **alpha)
-    interpolate.set_defaults(radius=None, norm=None, unit=None, rows=None, axes=[])
+    interpolate.set_defaults(radius=None, norm=None, unit=None, axes=[])
     return top
 
 
@@ -122,14 +122,7 @@ def _add_command(commands: Any, name: str, summary: str, more: str) -> argparse.
     return command
 
 
-def _add_rows(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--rows",
-        choices=ROWS,
-        help="axis of output units: the first for names that end in weight (PyTorch, Equinox; the "
-        "last for GPT-2's Conv1D) and Flax's for all others (auto, the default), or always the "
-        "first or the last",
-    )
+def _add_axes(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--axes",
         type=parse_axes,
@@ -137,7 +130,8 @@ def _add_rows(command: argparse.ArgumentParser) -> None:
         default=[],
         metavar="REGEX=ROWS[,LAYERS]",
         help="axes of output units and of stacked layers; the first match wins. ROWS: auto, none, "
-        "an axis, or several joined by +",
+        "an axis, or several joined by +. The default, auto: the first axis of names that end in "
+        "weight (PyTorch, Equinox; the last for GPT-2's Conv1D), and Flax's for all others",
     )
 
 
