@@ -4,6 +4,7 @@ Arrays are restored one by one. If one of several cannot be read, Orbax closes t
 others, whose threads then print tracebacks. A copy is written by Orbax from the whole tree.
 """
 
+import itertools
 import logging
 import math
 import warnings
@@ -59,7 +60,8 @@ class Orbax(Checkpoint):
             if len(self._leaves) < len(leaves):
                 raise ValueError("two parameters have the same name")
             stored = sum(x.stat().st_size for x in item.rglob("*") if x.is_file())
-            super().__init__(path, (_entry(path, *x, stored) for x in self._leaves.items()))
+            check_expansion(path, sum(map(_size, self._leaves.values())), stored)
+            super().__init__(path, itertools.starmap(_entry, self._leaves.items()))
 
     def close(self) -> None:
         self._checkpointer.close()
@@ -123,16 +125,18 @@ class Orbax(Checkpoint):
             return jax.numpy.asarray(value)
 
 
-def _entry(path: Path, name: str, leaf: Any, stored: int) -> Entry:
+def _entry(name: str, leaf: Any) -> Entry:
     dtype, shape = getattr(leaf, "dtype", None), getattr(leaf, "shape", None)
     if dtype is None or shape is None:
         return Entry(name, (), type(leaf).__name__.removesuffix("Metadata").lower(), 0)
-    dtype = np.dtype(dtype)
-    size = bytes_of(shape, dtype)
-    # A chunk is decompressed whole, even if the tensor uses little of it.
+    return Entry(name, tuple(shape), np.dtype(dtype).name, bytes_of(shape, np.dtype(dtype)))
+
+
+def _size(leaf: Any) -> int:
+    """Bytes that reading a leaf takes. A chunk is decompressed whole, even if little is used."""
     chunk = getattr(getattr(leaf, "storage", None), "chunk_shape", None) or ()
-    check_expansion(path, name, max(size, math.prod(chunk) * dtype.itemsize), stored)
-    return Entry(name, tuple(shape), dtype.name, size)
+    itemsize = np.dtype(getattr(leaf, "dtype", None) or np.uint8).itemsize
+    return itemsize * max(math.prod(getattr(leaf, "shape", None) or ()), math.prod(chunk))
 
 
 def _check_arrays(item: Path) -> None:
