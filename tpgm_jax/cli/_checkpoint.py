@@ -29,6 +29,8 @@ _KINDS = {"f": "float", "V": "float", "c": "complex", "i": "int", "u": "int", "b
 EXPANSION, FREE = 100, 64 * 2**20
 # The largest public models have about 10^5 tensors. NumPy has at most 64 axes.
 MOST_ENTRIES, LONGEST_NAME, DEEPEST, MOST_AXES = 500_000, 1000, 100, 64
+# Levels of all names together; each takes up to 500 bytes while names are sorted.
+MOST_LEVELS = 1_000_000
 
 
 class Entry(NamedTuple):
@@ -79,9 +81,11 @@ class Checkpoint:
     def __init__(self, path: Path, entries: Iterable[Entry]):
         self.path = path
         self.entries: dict[str, Entry] = {}
+        total = 0
         for entry in entries:
             name, axes = entry.name, len(entry.shape)
             levels = 1 + max(name.count("/"), name.count("."))
+            total += levels
             because = ""
             if len(name) > LONGEST_NAME or levels > DEEPEST or axes > MOST_AXES:
                 because = (
@@ -91,8 +95,10 @@ class Checkpoint:
                 )
             elif name in self.entries:
                 because = f"it has two parameters called {quoted(name)}"
-            elif len(self.entries) == MOST_ENTRIES:
-                because = f"it has more than {MOST_ENTRIES} tensors"
+            elif len(self.entries) == MOST_ENTRIES or total > MOST_LEVELS:
+                because = (
+                    f"it has more than {MOST_ENTRIES} tensors, or {MOST_LEVELS} levels of names"
+                )
             if because:
                 raise unreadable(path, because, "rename, reshape or split what it has")
             self.entries[name] = entry
