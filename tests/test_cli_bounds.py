@@ -82,6 +82,12 @@ def scales_and_integers(count):
     return safetensors_bytes(dict(zip(names, spans, strict=True)), b"\0" * 8 * count)
 
 
+def moments(count):
+    """Names full of `mu`, each of which may be a state of Adam."""
+    tensors = {f"{i}/{'mu/' * 95}": tensor(4 * i, 4 * i + 4, [1]) for i in range(count)}
+    return safetensors_bytes(tensors, b"\0" * 4 * count)
+
+
 def long_path(count):
     """Many leaves whose names share a path of 80,000 characters."""
     tree = {str(i): 0 for i in range(count)}
@@ -93,6 +99,7 @@ def long_path(count):
 WORK = {
     "6,000 arrays in chunks": (".msgpack", chunked_arrays(6_000)),
     "10,000 deep names": (".safetensors", deep_names(10_000)),
+    "20,000 names full of mu": (".safetensors", moments(20_000)),
     "20,000 integers beside as many scales": (".safetensors", scales_and_integers(20_000)),
     "20,000 leaves under a long path": (".msgpack", long_path(20_000)),
     "a million empty maps": (".msgpack", packed({str(i): {} for i in range(10**6)})),

@@ -152,3 +152,14 @@ def test_an_existing_folder_stays_whole(tmp_path, capsys):
     for args in ((), ("--force",)):
         assert command(capsys, "project", old, new, "--alpha", 0, "-o", out, *args)[0] == 2
     assert load_folder(out)["a.weight"][0, 0] == 2
+
+
+def test_a_shard_of_an_input_is_never_overwritten(tmp_path, capsys):
+    old = folder(tmp_path / "old", flat(0), 2, 2)
+    new = save(tmp_path / "new.safetensors", flat(4))
+    shard = old / "model-00001-of-00002.safetensors"
+    before = shard.read_bytes()
+    for path in (old, old / "model.safetensors.index.json"):
+        args = ("interpolate", path, new, "--alpha", 0.5, "--force", "-o", shard)
+        code, _, err = command(capsys, *args)
+        assert (code, "is an input" in err, shard.read_bytes() == before) == (2, True, True)

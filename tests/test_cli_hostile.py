@@ -68,6 +68,8 @@ def header(shape, descr="<f4"):
 
 objects = np.array([Harmful()], dtype=object)
 BOMB = npz(("w.npy", npy(np.zeros(20 * 2**20, np.float32))), compression=zipfile.ZIP_DEFLATED)
+PARTS = [(f"{i}.npy", npy(np.zeros(3 * 2**20, np.float32))) for i in range(8)]
+BOMB_IN_PARTS = npz(*PARTS, compression=zipfile.ZIP_DEFLATED)
 TWICE = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},' * 2
 TWICE = TWICE.replace(b'},{"a"', b'},"a"').rstrip(b",") + b"}"
 
@@ -184,6 +186,7 @@ HOSTILE = {
     "zip without arrays": (".npz", npz(("readme", b"x")), "without arrays"),
     "zip cut off": (".npz", npz(("w.npy", npy(np.ones(9))))[:-9], "cannot be read"),
     "zip bomb": (".npz", BOMB, "bomb"),
+    "zip bomb in parts": (".npz", BOMB_IN_PARTS, "bomb"),
     "shape beyond its member": (
         ".npz",
         npz(("w.npy", npy(header=header((HUGE,)), data=b"\0" * 8))),
@@ -239,6 +242,12 @@ def test_missing_paths_and_wrong_kinds_of_file_are_refused(tmp_path, capsys):
         code, _, err = command(capsys, "compare", good, path)
         assert code == 2
         assert message in err
+
+
+def test_a_folder_with_a_pipe_for_weights_does_not_block(tmp_path, capsys):
+    os.mkfifo(tmp_path / "model.safetensors")
+    code, _, err = command(capsys, "compare", tmp_path, tmp_path)
+    assert (code, "is not a checkpoint" in err) == (2, True)
 
 
 def test_directories_of_tensorflow_are_named(tmp_path, capsys):

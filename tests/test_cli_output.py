@@ -50,7 +50,7 @@ def test_two_runs_to_one_new_output_do_not_overwrite_each_other(tmp_path, capsys
 
 
 def test_a_signal_that_python_drops_still_ends_the_run(tmp_path, capsys, monkeypatch):
-    inner, out = _project.interpolate_tensor, tmp_path / "out.safetensors"
+    inner, out = _project.move_tensor, tmp_path / "out.safetensors"
     pair = save_pair(tmp_path)
 
     def interrupted(*args):
@@ -60,7 +60,7 @@ def test_a_signal_that_python_drops_still_ends_the_run(tmp_path, capsys, monkeyp
             time.sleep(1)
         return inner(*args)
 
-    monkeypatch.setattr(_project, "interpolate_tensor", interrupted)
+    monkeypatch.setattr(_project, "move_tensor", interrupted)
     # A shell disables SIGINT for programs in the background, and the tests may be one.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -138,14 +138,14 @@ import signal, sys, time
 from pathlib import Path
 from tpgm_jax.cli import _project, main
 signal.signal(signal.SIGINT, signal.default_int_handler)
-calls, interpolate_tensor = [], _project.interpolate_tensor
+calls, move_tensor = [], _project.move_tensor
 def stalled(*args):
     calls.append(args)
     if len(calls) == 2:
         Path(sys.argv[1]).touch()
         time.sleep(60)
-    return interpolate_tensor(*args)
-_project.interpolate_tensor = stalled
+    return move_tensor(*args)
+_project.move_tensor = stalled
 sys.exit(main(sys.argv[2:]))
 """
 

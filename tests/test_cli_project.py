@@ -187,3 +187,13 @@ def test_equal_infinities_stay_as_they_are(args, tmp_path, capsys):
     w0["mask"] = w["mask"] = mask
     received, _ = run(tmp_path, capsys, ".safetensors", w0, w, *args)
     np.testing.assert_array_equal(received["mask"], mask)
+
+
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_the_ends_of_an_interpolation_are_exact(alpha, tmp_path, capsys):
+    # `0 * inf` and `0 * nan` are NaN, and `-0.0 + 0.0` is `0.0`.
+    ends = [1, -0.0, 2, np.inf], [np.inf, 3, np.nan, -0.0]
+    w0, w = ({"w": np.array(x, np.float32)} for x in ends)
+    received, report = run(tmp_path, capsys, ".npz", w0, w, "--alpha", alpha)
+    assert_same_bits(received, w if alpha else w0)
+    assert report["changed"] == ([] if alpha else ["w"])

@@ -28,4 +28,4 @@ def test_rows_of_gpt2_are_last_and_of_nanogpt_first(tmp_path, capsys):
     assert measure(-1) == ({key: [0] for key in shapes}, [21, 5, 29])
     rows, _ = measure(1, "--axes", ".*c_attn.weight=0")
     assert rows == {key: [1] for key in shapes} | {"h.0.attn.c_attn": [0]}
-    assert measure(1, "--rows", "first")[0] == {key: [0] for key in shapes}
+    assert measure(1, "--axes", ".*=0")[0] == {key: [0] for key in shapes}

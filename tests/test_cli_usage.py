@@ -17,7 +17,7 @@ USAGE = {
     "radius of zero": (("project", "W0", "W", "-o", "OUT", "--radius", 0), "must be positive"),
     "radius nan": (("project", "W0", "W", "-o", "OUT", "--radius", "nan"), "must be positive"),
     "alpha beyond 1": (("project", "W0", "W", "-o", "OUT", "--alpha", 2), "between 0 and 1"),
-    "interpolation without alpha": (("interpolate", "W0", "W", "-o", "OUT"), "required: --alpha"),
+    "interpolation without alpha": (("interpolate", "W0", "W", "-o", "OUT"), "--alpha is required"),
     "limit of zero": (("compare", "W0", "W", "--max-relative", 0), "must be positive"),
     "negative top": (("compare", "W0", "W", "--top", -1), "must be 0 or more"),
     "alpha with a norm": (

@@ -24,11 +24,13 @@ DTYPES = {
 }
 _KINDS = {"f": "float", "V": "float", "c": "complex", "i": "int", "u": "int", "b": "bool"}
 
-# A compressed file may expand to `FREE` bytes plus `EXPANSION` times its size. Weights compress by
-# about a half; a file beyond this limit is a bomb, or all zeros.
+# All tensors of a compressed file may expand to `FREE` bytes plus `EXPANSION` times its size.
+# Weights compress by about a half; a file beyond this limit is a bomb, or all zeros.
 EXPANSION, FREE = 100, 64 * 2**20
 # The largest public models have about 10^5 tensors. NumPy has at most 64 axes.
 MOST_ENTRIES, LONGEST_NAME, DEEPEST, MOST_AXES = 500_000, 1000, 100, 64
+# Levels of all names together; each takes up to 500 bytes while names are sorted.
+MOST_LEVELS = 1_000_000
 
 
 class Entry(NamedTuple):
@@ -79,24 +81,26 @@ class Checkpoint:
     def __init__(self, path: Path, entries: Iterable[Entry]):
         self.path = path
         self.entries: dict[str, Entry] = {}
+        total = 0
         for entry in entries:
-            name = entry.name
+            name, axes = entry.name, len(entry.shape)
             levels = 1 + max(name.count("/"), name.count("."))
-            if len(name) > LONGEST_NAME or levels > DEEPEST or len(entry.shape) > MOST_AXES:
-                raise unreadable(
-                    path,
-                    f"{quoted(name, 60)} has a name of {len(name)} characters and "
-                    f"{len(entry.shape)} axes, and at most {LONGEST_NAME} characters, {DEEPEST} "
-                    f"levels and {MOST_AXES} axes are allowed",
-                    "rename or reshape it",
+            total += levels
+            because = ""
+            if len(name) > LONGEST_NAME or levels > DEEPEST or axes > MOST_AXES:
+                because = (
+                    f"{quoted(name, 60)} has a name of {len(name)} characters and {axes} axes, and "
+                    f"at most {LONGEST_NAME} characters, {DEEPEST} levels and {MOST_AXES} axes are "
+                    "allowed"
                 )
-            if name in self.entries:
+            elif name in self.entries:
                 because = f"it has two parameters called {quoted(name)}"
-                remedy = "rename one, such as a key with a slash in it"
-                raise unreadable(path, because, remedy)
-            if len(self.entries) == MOST_ENTRIES:
-                because = f"it has more than {MOST_ENTRIES} tensors"
-                raise unreadable(path, because, "split it")
+            elif len(self.entries) == MOST_ENTRIES or total > MOST_LEVELS:
+                because = (
+                    f"it has more than {MOST_ENTRIES} tensors, or {MOST_LEVELS} levels of names"
+                )
+            if because:
+                raise unreadable(path, because, "rename, reshape or split what it has")
             self.entries[name] = entry
 
     def read(self, name: str) -> np.ndarray:
@@ -118,12 +122,8 @@ def bytes_of(shape: Sequence[int], dtype: np.dtype) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def check_expansion(path: Path, name: str, size: int, stored: int) -> None:
+def check_expansion(path: Path, size: int, stored: int) -> None:
     """Checks the size that a compressed file claims, before memory is allocated for it."""
     if size > FREE + EXPANSION * stored:
-        raise unreadable(
-            path,
-            f"{quoted(name)} claims {size} bytes, more than {EXPANSION} times the {stored} of the "
-            "file, so it is damaged or a bomb",
-            "if it is neither, save it without compression",
-        )
+        because = f"it claims {size} bytes in {stored}, so it is damaged or a bomb"
+        raise unreadable(path, because, "if it is neither, save it without compression")

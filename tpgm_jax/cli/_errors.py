@@ -1,8 +1,7 @@
 """Errors of the user or of a file, and text that is safe to print."""
 
 import importlib
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,17 +68,15 @@ def quoted(text: str, limit: int = 200) -> str:
     return repr(printable(text, limit))
 
 
-def finite_or_none(value: float) -> float | None:
-    """`value`, or `None` if it is NaN or infinite, for which JSON has no number."""
-    return value if math.isfinite(value) else None
-
-
 def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def listed(heading: str, names: Sequence[str], most: int = 10) -> list[str]:
-    """A line for each of the first names, and one that counts the rest."""
-    lines = [f"{heading}: {printable(name)}" for name in names[:most]]
-    rest = len(names) - len(lines)
-    return [*lines, f"{heading}: {rest} more"] if rest else lines
+def listed(headings: Mapping[str, Sequence[str]], most: int = 10) -> list[str]:
+    """For each heading a line for each of the first names, and one that counts the rest."""
+    lines = []
+    for heading, names in headings.items():
+        lines += [printable(f"{heading}: {name}", limit=300) for name in names[:most]]
+        if len(names) > most:
+            lines.append(printable(f"{heading}: {len(names) - most} more"))
+    return lines

@@ -53,7 +53,7 @@ class Folder(Safetensors):
 def find_weights(folder: Path) -> Path | None:
     """The index or the only safetensors file of a folder; `None` if it has no safetensors."""
     for pattern in (f"model{INDEX}", f"*{INDEX}", "model.safetensors", "*.safetensors"):
-        files = sorted(folder.glob(pattern))
+        files = sorted(file for file in folder.glob(pattern) if file.is_file())
         if len(files) == 1:
             return files[0]
         if files:

@@ -30,21 +30,20 @@ def training_state(names: Collection[str]) -> set[str]:
     These are all names under `opt_state`. The names `mu` and `nu` alone may be a model's own, so
     they count only together, or beside the `count` or `params` of a saved state.
     """
-    children: dict[str, set[str]] = {}
+    found: set[str] = set()
+    states: dict[str, dict[str, list[str]]] = {}  # path to its children, and the names below each
     for name in names:
         parts = _SEPARATOR.split(name)
-        for i, part in enumerate(parts):
-            if part in ("mu", "nu", "count", "params"):
-                children.setdefault("/".join(parts[:i]), set()).add(part)
-    found = set()
-    for name in names:
-        parts = _SEPARATOR.split(name)
-        moments = (
-            part in ("mu", "nu") and len(children["/".join(parts[:i])]) > 1
-            for i, part in enumerate(parts)
-        )
-        if any(part in ("opt_state", "optimizer_state") for part in parts) or any(moments):
+        # The first only, because names may be full of them.
+        child = next((x for x in parts if x in ("mu", "nu", "count", "params")), None)
+        if "opt_state" in parts or "optimizer_state" in parts:
             found.add(name)
+        elif child:
+            above = "/".join(parts[: parts.index(child)])
+            states.setdefault(above, {}).setdefault(child, []).append(name)
+    for children in states.values():
+        if len(children) > 1:
+            found.update(children.get("mu", ()), children.get("nu", ()))
     return found
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from tpgm_jax._core.axes import Tensor
@@ -14,7 +14,7 @@ from tpgm_jax._core.rows_by_name import conv1d_names
 from tpgm_jax.cli import _compare, _project
 from tpgm_jax.cli._arguments import parser
 from tpgm_jax.cli._checkpoint import Checkpoint
-from tpgm_jax.cli._errors import CommandError, printable
+from tpgm_jax.cli._errors import CommandError, plural, printable
 from tpgm_jax.cli._match import Match, Progress, match, numeric
 from tpgm_jax.cli._open import SUFFIXES, open_checkpoint
 from tpgm_jax.cli._output import Signals, check_output, write_atomically
@@ -59,86 +59,91 @@ def compare(args: argparse.Namespace, signals: Signals) -> int:
     if args.plot:
         check_plot(args.plot)
         check_output(args.plot, [args.pretrained, args.finetuned], force=True)
-    with _open_both(args) as (pretrained, finetuned, renamed):
-        found = match(pretrained.entries, finetuned.entries, args.exclude, args.all)
-        parts, outputs_last = _tensors(args, finetuned, found)
+    with _opened(args) as (pretrained, finetuned, found, hint, renamed):
+        movable = numeric(found, finetuned.entries, ("float",))
+        parts = tensors(finetuned.entries, movable, args.axes)
         with _progress(finetuned, signals) as progress:
-            measured = _compare.compare(pretrained, finetuned, found, parts, progress)
-        hint = proposal(found, pretrained.entries, finetuned.entries)
-        result = _compare.Comparison(
-            found, *measured, outputs_last, hint, renamed, args.max_relative
-        )
+            result = _compare.compare(
+                pretrained, finetuned, found, parts, args.max_relative, progress
+            )
     if args.plot:
         with write_atomically(args.plot.resolve(), True, signals) as temporary:
-            plot(result.measurements, temporary, args.plot.suffix)
+            plot(result["tensors"], temporary, args.plot.suffix)
+    shown = _compare.ordered(result["tensors"], args.sort)[: args.top]
+    conv1d = _conv1d(args, parts)
     if args.json:
         paths = {"pretrained": str(args.pretrained), "finetuned": str(args.finetuned)}
-        _print_json({**paths, **result.as_json(args.sort, args.top)})
+        more = {"tensors": shown, "outputs_last": conv1d, "rename": hint, "renamed": renamed}
+        _print_json(paths | result | more)
     else:
-        _print(table(result, args.sort, args.top))
-    if args.max_relative is not None and not result.within_limit:
+        notes = [f"names: {hint}"] * bool(hint) + _notes(renamed, conv1d)
+        _print(table(result, shown, notes))
+    verdict = result["verdict"]
+    unclear = not result["tensors"] or verdict["too_far"] or verdict["not_judged"]
+    if args.max_relative is not None and unclear:
         return TOO_FAR
-    return 0 if found.same and not result.totals()["not_finite"] else DIFFERENT
+    same = result["same_structure"] and not result["totals"]["not_finite"]
+    return 0 if same else DIFFERENT
 
 
 def project(args: argparse.Namespace, signals: Signals) -> int:
     """Runs `tpgm-jax project` and `tpgm-jax interpolate`."""
-    if args.alpha is not None and (args.norm or args.unit or args.rows or args.axes):
-        what = "--alpha cannot be used with --norm, --unit, --rows or --axes"
+    if args.alpha is not None and (args.norm or args.unit or args.axes):
+        what = "--alpha cannot be used with --norm, --unit or --axes"
         raise CommandError(what, "it moves every number by the same fraction", "leave them out")
     target = check_output(args.out, [args.pretrained, args.finetuned], args.force)
-    with _open_both(args) as (pretrained, finetuned, renamed):
+    with _opened(args) as (pretrained, finetuned, found, hint, renamed):
         if args.out.suffix in SUFFIXES and args.out.suffix != f".{finetuned.kind}":
             because = f"the output has the format of FINETUNED, {finetuned.kind}"
             raise CommandError(f"{args.out} cannot be written", because, "choose another suffix")
-        found = match(pretrained.entries, finetuned.entries, args.exclude, args.all)
-        hint = proposal(found, pretrained.entries, finetuned.entries)
         _project.check_match(pretrained, finetuned, found, hint)
-        outputs_last: list[str] = []
+        parts: dict[str, Tensor] = {}
         if args.alpha is not None:
             movable = numeric(found, finetuned.entries, ("float", "complex"))
-            move = _project.interpolation(args.alpha)
+            ratio = _project.interpolation(args.alpha)
         else:
-            parts, outputs_last = _tensors(args, finetuned, found)
-            movable, norm, unit = set(parts), args.norm or "mars", args.unit or "norm"
-            move = _project.projection(args.radius, norm, unit, parts, pretrained)
+            movable = numeric(found, finetuned.entries, ("float",))
+            parts = tensors(finetuned.entries, movable, args.axes)
+            norm, unit = args.norm or "mars", args.unit or "norm"
+            ratio = _project.projection(args.radius, norm, unit, parts, pretrained)
         with (
             _progress(finetuned, signals) as progress,
             write_atomically(target, args.force, signals) as temporary,
         ):
             report = _project.project(
-                pretrained, finetuned, found, movable, move, temporary, args.out, progress
+                pretrained, finetuned, found, movable, ratio, temporary, progress
             )
-    if renamed:
-        report.notes.append(f"matched by --rename: {renamed} names")
-    if outputs_last:
-        report.notes.append(f"outputs last, as in GPT-2's Conv1D: {len(outputs_last)} weights")
+    report |= {"out": str(args.out)}
+    report["notes"] += _notes(renamed, _conv1d(args, parts))
     if args.json:
-        _print_json(vars(report))
+        _print_json(report)
     else:
-        _print(report.as_text("projected" if args.alpha is None else "interpolated"))
+        _print(_project.text(report, "projected" if args.alpha is None else "interpolated"))
     return 0
 
 
 @contextmanager
-def _open_both(args: argparse.Namespace) -> Iterator[tuple[Checkpoint, Checkpoint, int]]:
-    with ExitStack() as stack:
-        paths = (args.pretrained, args.finetuned)
-        pretrained, finetuned = (stack.enter_context(open_checkpoint(path)) for path in paths)
-        pretrained, renamed = rename(pretrained, finetuned, args.rename)
-        yield pretrained, finetuned, renamed
+def _opened(
+    args: argparse.Namespace,
+) -> Iterator[tuple[Checkpoint, Checkpoint, Match, str, int]]:
+    """Both checkpoints, matched; a proposal for `--rename`; and how many names it matched."""
+    with open_checkpoint(args.pretrained) as old, open_checkpoint(args.finetuned) as new:
+        old, renamed = rename(old, new, args.rename)
+        found = match(old.entries, new.entries, args.exclude, args.all)
+        only = found.only_pretrained, found.only_finetuned
+        yield old, new, found, proposal(*only, old.entries, new.entries), renamed
 
 
-def _tensors(
-    args: argparse.Namespace, finetuned: Checkpoint, found: Match
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Rows and layers of the tensors to measure, and which are taken for GPT-2's `Conv1D`."""
-    rows = args.rows or "auto"
-    measured = numeric(found, finetuned.entries, ("float",))
-    parts = tensors(finetuned.entries, measured, rows, args.axes)
-    conv1d = conv1d_names({name: part.shape for name, part in parts.items()})
-    last = [name for name, part in parts.items() if name in conv1d and part.rows == (1,)]
-    return parts, last if rows == "auto" else []
+def _conv1d(args: argparse.Namespace, parts: dict[str, Tensor]) -> list[str]:
+    """Names of the weights that are taken for GPT-2's `Conv1D`."""
+    names = conv1d_names({name: part.shape for name, part in parts.items()})
+    return [name for name in parts if name in names and parts[name].rows == (1,)]
+
+
+def _notes(renamed: int, conv1d: Sequence[str]) -> list[str]:
+    notes = [f"matched by --rename: {plural(renamed, 'name')}"] * bool(renamed)
+    last = f"outputs last, as in GPT-2's Conv1D: {plural(len(conv1d), 'weight')}"
+    return [*notes, *[last] * bool(conv1d)]
 
 
 @contextmanager
@@ -162,7 +167,9 @@ def _progress(finetuned: Checkpoint, signals: Signals) -> Iterator[Progress]:
 
 
 def _print_json(result: dict[str, Any]) -> None:
-    _print(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    # JSON has no NaN and no infinity: `null`.
+    finite = json.loads(json.dumps(result), parse_constant=lambda name: None)
+    _print(json.dumps(finite, indent=2) + "\n")
 
 
 def _print(text: str) -> None:

@@ -35,7 +35,7 @@ class _Array:
     """An array as it is stored, under the extension type `code`."""
 
     code: int
-    shape: tuple[int, ...]
+    shape: Any
     label: str
     data: bytes
 
@@ -61,7 +61,7 @@ class Msgpack(Checkpoint):
             )
             if len({x.label for x in chunks if isinstance(x, _Array)}) != 1:
                 raise ValueError(f"the chunks of {name!r} do not form an array")
-            yield self._array(name, _check_shape(shape), chunks)
+            yield self._array(name, shape, chunks)
         elif isinstance(node, dict | list):
             for key, child in node.items() if isinstance(node, dict) else enumerate(node):
                 yield from self._entries(f"{above}{key}", child, depth + 1)
@@ -72,9 +72,11 @@ class Msgpack(Checkpoint):
             size = len(node) if isinstance(node, str | bytes) else 8
             yield Entry(name, (), type(node).__name__, size)
 
-    def _array(self, name: str, shape: tuple[int, ...], arrays: list[_Array]) -> Entry:
+    def _array(self, name: str, shape: Any, arrays: list[_Array]) -> Entry:
+        if not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"{name!r} has an invalid shape")
         self._leaves[name] = arrays
-        entry = Entry(name, shape, arrays[0].label, sum(len(x.data) for x in arrays))
+        entry = Entry(name, tuple(shape), arrays[0].label, sum(len(x.data) for x in arrays))
         if entry.dtype is not None and bytes_of(shape, entry.dtype) != entry.size:
             raise ValueError(
                 f"{name!r} has {entry.size} bytes, and shape {shape} with dtype {entry.label} "
@@ -144,7 +146,7 @@ def _unpack(path: Path, msgpack: Any) -> dict[Any, Any]:
         shape, label, data = msgpack.unpackb(packed, max_array_len=MOST_AXES)
         if not isinstance(label, str) or not isinstance(data, bytes):
             raise ValueError("an array does not consist of shape, dtype and bytes")
-        return _Array(code, _check_shape(shape), label, data)
+        return _Array(code, shape, label, data)
 
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
         try:
@@ -162,9 +164,3 @@ def _unpack(path: Path, msgpack: Any) -> dict[Any, Any]:
     if not isinstance(tree, dict):
         raise ValueError("it contains no map of parameters")
     return tree
-
-
-def _check_shape(numbers: Any) -> tuple[int, ...]:
-    if not all(type(n) is int and n >= 0 for n in numbers):
-        raise ValueError("an array has an invalid shape")
-    return tuple(numbers)

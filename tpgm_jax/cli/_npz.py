@@ -13,6 +13,10 @@ from tpgm_jax.cli._errors import CommandError, printable, reading, unreadable
 KIND = "npz"
 # NumPy has no name for bfloat16, and writes it as two untyped bytes.
 _BFLOAT16 = np.dtype("V2")
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 class Npz(Checkpoint):
@@ -23,10 +27,9 @@ class Npz(Checkpoint):
         with reading(path, KIND):
             self._archive = zipfile.ZipFile(path)
             members = self._archive.infolist()
-            for member in members:
-                if member.filename.endswith(".pkl"):
-                    raise pickle_error(path)
-                check_expansion(path, member.filename, member.file_size, path.stat().st_size)
+            if any(member.filename.endswith(".pkl") for member in members):
+                raise pickle_error(path)
+            check_expansion(path, sum(x.file_size for x in members), path.stat().st_size)
             super().__init__(
                 path, (self._entry(path, x) for x in members if x.filename.endswith(".npy"))
             )
@@ -38,13 +41,8 @@ class Npz(Checkpoint):
         name = member.filename.removesuffix(".npy")
         # The header alone, because NumPy allocates what it claims.
         with self._archive.open(member) as file:
-            version = np.lib.format.read_magic(file)
-            if version == (1, 0):
-                shape, _, stored = np.lib.format.read_array_header_1_0(file)
-            elif version == (2, 0):
-                shape, _, stored = np.lib.format.read_array_header_2_0(file)
-            else:
-                raise ValueError(f"the version of the header of {name!r} is unknown")
+            # Version 3 is for names of fields, which no weights have.
+            shape, _, stored = _HEADERS[np.lib.format.read_magic(file)](file)
             size, expected = bytes_of(shape, stored), member.file_size - file.tell()
         if stored.hasobject:
             because = "it is an array of Python objects, a pickle that could run any code"

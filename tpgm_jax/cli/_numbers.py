@@ -6,7 +6,7 @@ checkpoint may have hundreds. The results agree with the library's to rounding.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,38 +20,15 @@ BLOCK = 2**17
 Block = tuple[Any, ...]
 
 
-class Distance(NamedTuple):
-    """Distance of a tensor `W` from its anchor `W0`, with `d = W - W0`, in float64.
+def distance(params: np.ndarray, anchor: np.ndarray, tensor: Tensor) -> dict[str, Any]:
+    """The distance of a tensor `W` from its anchor `W0`, with `d = W - W0`, in float64.
 
-    Attributes:
-        mars_largest, mars_mean: over rows, of the sum of `|d|`.
-        l2_largest, l2_mean: over layers, of `sqrt(sum of d^2)`; a tensor is one layer unless it
-            stacks several.
-        squares: sum of `d^2`.
-        anchor_squares: sum of `W0^2`.
-        not_finite: number of entries of `d` that are NaN or infinite.
+    Returns:
+        `mars`: over rows, the largest and the mean sum of `|d|`. `l2`: likewise over layers, of
+        `sqrt(sum of d^2)`. `norm` and `anchor_norm`: `sqrt(sum of d^2)` of the whole tensor, and of
+        its anchor. `relative`: their ratio, NaN if the anchor is zero. `not_finite`: how many
+        entries of `d` are NaN or infinite.
     """
-
-    mars_largest: float
-    mars_mean: float
-    l2_largest: float
-    l2_mean: float
-    squares: float
-    anchor_squares: float
-    not_finite: int
-
-    @property
-    def relative(self) -> float:
-        return relative(self.squares, self.anchor_squares)
-
-
-def relative(squares: float, anchor_squares: float) -> float:
-    """`||W - W0|| / ||W0||`; NaN if the anchor is zero."""
-    return math.sqrt(squares / anchor_squares) if anchor_squares > 0 else math.nan
-
-
-def distance(params: np.ndarray, anchor: np.ndarray, tensor: Tensor) -> Distance:
-    """Measures one tensor, with the rows and layers of `tensor`."""
     anchor_squares, not_finite = 0.0, 0
 
     def displacement(block: Block) -> np.ndarray:
@@ -67,15 +44,23 @@ def distance(params: np.ndarray, anchor: np.ndarray, tensor: Tensor) -> Distance
     with np.errstate(all="ignore"):  # non-finite entries are counted; the sums may be NaN
         sums, squares = _row_sums(displacement, tensor, (1, 2))
         lengths = np.sqrt(np.sum(squares, axis=tensor.rows))
-        return Distance(
-            mars_largest=float(np.max(sums)),
-            mars_mean=float(np.mean(sums)),
-            l2_largest=float(np.max(lengths)),
-            l2_mean=float(np.mean(lengths)),
-            squares=float(np.sum(squares)),
-            anchor_squares=anchor_squares,
-            not_finite=not_finite,
-        )
+        norm, anchor_norm = math.sqrt(np.sum(squares)), math.sqrt(anchor_squares)
+        return {
+            "mars": {"largest": float(np.max(sums)), "mean": float(np.mean(sums))},
+            "l2": {"largest": float(np.max(lengths)), "mean": float(np.mean(lengths))},
+            "norm": norm,
+            "anchor_norm": anchor_norm,
+            "relative": norm / anchor_norm if anchor_norm > 0 else math.nan,
+            "not_finite": not_finite,
+        }
+
+
+def together(distances: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """`norm` and `relative` of several tensors together."""
+    norm, anchor_norm = (
+        math.hypot(*(x[key] for x in distances)) for key in ("norm", "anchor_norm")
+    )
+    return norm, norm / anchor_norm if anchor_norm > 0 else math.nan
 
 
 def _displacement(w: np.ndarray, w0: np.ndarray) -> np.ndarray:
@@ -103,14 +88,10 @@ def _row_sums(
     return totals
 
 
-def project_tensor(
+def projection_ratio(
     params: np.ndarray, anchor: np.ndarray, tensor: Tensor, radius: np.ndarray, norm: str
-) -> tuple[np.ndarray, bool]:
-    """`W0 + min(1, r / n) * (W - W0)`, as `tpgm_jax.project_to_anchor` computes it.
-
-    Radii have the shape `tensor.radius_shape`. `params` is overwritten if it can be. The bool is
-    whether any part was outside its ball.
-    """
+) -> np.ndarray:
+    """`min(1, r / n)`, as `tpgm_jax.project_to_anchor` computes it, for radii of `radius_shape`."""
     dtype = _wide(params.dtype)
 
     def displacement(block: Block) -> np.ndarray:
@@ -121,38 +102,33 @@ def project_tensor(
         if norm == "l2":
             n = np.sqrt(n.sum(axis=tensor.rows, keepdims=True))
         n = np.minimum(n, np.finfo(dtype).max) + EPSILON
-        ratio = (np.where(radius > n, n, radius) / n).astype(dtype)
-        if np.all(ratio == 1):
-            return params, False
-        new, whole = _writable(params), np.broadcast_to(ratio, tensor.shape)
-        for block in _blocks(tensor.shape):
-            d = displacement(block)
-            d *= whole[block]
-            d += anchor[block].astype(dtype, copy=False)
-            # Rows inside the ball stay as they are, bit for bit.
-            np.copyto(new[block], d.astype(params.dtype), where=whole[block] != 1)
-    return new, True
+        return np.where(radius > n, n, radius) / n
 
 
-def interpolate_tensor(
-    params: np.ndarray, anchor: np.ndarray, alpha: float
+def move_tensor(
+    params: np.ndarray, anchor: np.ndarray, ratio: np.ndarray | float
 ) -> tuple[np.ndarray, bool]:
-    """`W0 + alpha * (W - W0)`, as `tpgm_jax.interpolate` computes it, and whether it differs.
+    """`W0 + ratio * (W - W0)`, and whether its bytes differ from `W`.
 
-    `params` is overwritten if it can be.
+    At ratios of 0 and 1 it is the anchor and `params`, bit for bit. `params` is overwritten if it
+    can be.
     """
-    if alpha == 1:  # `0 * inf` is NaN, and `-0.0 + 0.0` is `0.0`
-        return params, False
     dtype, changed = _wide(params.dtype), False
-    a = np.finfo(dtype).dtype.type(alpha)
-    new = _writable(params)
+    ratio = np.asarray(ratio, np.finfo(dtype).dtype)
+    if np.all(ratio == 1):
+        return params, False
+    new, ratios = _writable(params), np.broadcast_to(ratio, params.shape)
     with np.errstate(all="ignore"):
         for block in _blocks(params.shape):
-            old, w0 = params[block], anchor[block].astype(dtype, copy=False)
-            mixed = w0 if alpha == 0 else w0 + a * _displacement(old, w0)
-            moved = np.ascontiguousarray(mixed.astype(params.dtype))
+            old, r = params[block], ratios[block]
+            w0 = anchor[block].astype(dtype, copy=False)
+            d = _displacement(old, w0)
+            d *= r
+            d += w0
+            np.copyto(d, w0, where=r == 0)  # `0 * inf` is NaN
+            moved = np.where(r == 1, old, d.astype(params.dtype))
             # Bytes, because NaN != NaN.
-            changed = changed or moved.tobytes() != np.ascontiguousarray(old).tobytes()
+            changed = changed or moved.tobytes() != old.tobytes()
             new[block] = moved
     return new, changed
 

@@ -14,10 +14,7 @@ from tpgm_jax.cli._orbax import Orbax, find_item
 from tpgm_jax.cli._safetensors import Safetensors
 
 SUFFIXES = (".safetensors", ".msgpack", ".npz")
-FORMATS = (
-    "safetensors (a file, a Hugging Face folder or its index), flax msgpack, npz, or an Orbax "
-    "directory"
-)
+FORMATS = "safetensors (a file, a Hugging Face folder or its index), flax msgpack, npz, or Orbax"
 # How files of other formats begin, and what they are.
 _GIT_LFS = b"version https://git-lfs"
 _OTHERS = {

@@ -49,23 +49,21 @@ class Orbax(Checkpoint):
             self._metadata = self._checkpointer.metadata(item)
             if self._metadata.item_metadata is None:
                 raise ValueError("the metadata of its arrays is missing or damaged")
-            leaves, self._structure = jax.tree.flatten_with_path(
+            pairs, self._structure = jax.tree.flatten_with_path(
                 self._metadata.item_metadata.tree, is_leaf=lambda node: hasattr(node, "shape")
             )
-            self._leaves = {
-                jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
-                for keys, leaf in leaves
-            }
-            if len(self._leaves) < len(leaves):
-                raise ValueError("two parameters have the same name")
+            self._leaves = [leaf for _, leaf in pairs]
+            names = [jax.tree_util.keystr(x, simple=True, separator="/") for x, _ in pairs]
             stored = sum(x.stat().st_size for x in item.rglob("*") if x.is_file())
-            super().__init__(path, (_entry(path, *x, stored) for x in self._leaves.items()))
+            check_expansion(path, sum(map(_size, self._leaves)), stored)
+            super().__init__(path, map(_entry, names, self._leaves))
+            self._indices = {name: i for i, name in enumerate(names)}
 
     def close(self) -> None:
         self._checkpointer.close()
 
     def read(self, name: str) -> np.ndarray:
-        entry, value = self.entries[name], self._restore(name)
+        entry, value = self.entries[name], self._restore(self._indices[name])
         if entry.dtype is None:
             data = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
             return np.frombuffer(data, np.uint8)
@@ -75,28 +73,25 @@ class Orbax(Checkpoint):
                 raise ValueError(f"the shape or dtype of {name!r} differs from the metadata")
         return array
 
-    def _restore(self, name: str) -> Any:
+    def _restore(self, index: int) -> Any:
         ocp = self._ocp
-        as_array = ocp.RestoreArgs(restore_type=np.ndarray if self._is_array(name) else None)
-        item = [leaf if key == name else ocp.PLACEHOLDER for key, leaf in self._leaves.items()]
-        args = [as_array if key == name else ocp.RestoreArgs() for key in self._leaves]
+        items = [ocp.PLACEHOLDER for _ in self._leaves]
+        args = [ocp.RestoreArgs() for _ in self._leaves]
+        items[index] = self._leaves[index]
+        args[index] = ocp.RestoreArgs(restore_type=np.ndarray if self._is_array(index) else None)
+        item, restore_args = map(self._structure.unflatten, (items, args))
         with reading(self.path, KIND), _quiet():
             tree = self._checkpointer.restore(
-                self._item,
-                args=ocp.args.PyTreeRestore(
-                    item=self._structure.unflatten(item),
-                    restore_args=self._structure.unflatten(args),
-                ),
+                self._item, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args)
             )
-        restored = jax.tree.leaves(tree, is_leaf=lambda x: x is ocp.PLACEHOLDER)
-        return restored[list(self._leaves).index(name)]
+        return jax.tree.leaves(tree, is_leaf=lambda x: x is ocp.PLACEHOLDER)[index]
 
-    def _is_array(self, name: str) -> bool:
+    def _is_array(self, index: int) -> bool:
         """Whether a leaf is an array, and not a number or text of Python."""
-        return getattr(self._leaves[name], "storage", None) is not None
+        return getattr(self._leaves[index], "storage", None) is not None
 
     def save(self, target: Path, replacement: Replacement) -> list[str]:
-        values = [self._new_value(name, replacement) for name in self._leaves]
+        values = [self._new_value(*x, replacement) for x in enumerate(self.entries.values())]
         handler = self._ocp.PyTreeCheckpointHandler(
             use_ocdbt=(self._item / _DATABASE).exists(),
             use_zarr3=getattr(self._metadata.item_metadata, "use_zarr3", False),
@@ -111,28 +106,30 @@ class Orbax(Checkpoint):
             )
         return []
 
-    def _new_value(self, name: str, replacement: Replacement) -> Any:
-        value = replacement(self.entries[name])
+    def _new_value(self, index: int, entry: Entry, replacement: Replacement) -> Any:
+        value = replacement(entry)
         if value is None:
-            value = self._restore(name)
-        elif not self._is_array(name):
+            value = self._restore(index)
+        elif not self._is_array(index):
             value = value.item()
-        if getattr(self._leaves[name], "sharding", None) is None:
+        if getattr(self._leaves[index], "sharding", None) is None:
             return value
         with jax.enable_x64(True):  # what was a `jax.Array` is restored as one
             return jax.numpy.asarray(value)
 
 
-def _entry(path: Path, name: str, leaf: Any, stored: int) -> Entry:
+def _entry(name: str, leaf: Any) -> Entry:
     dtype, shape = getattr(leaf, "dtype", None), getattr(leaf, "shape", None)
     if dtype is None or shape is None:
         return Entry(name, (), type(leaf).__name__.removesuffix("Metadata").lower(), 0)
-    dtype = np.dtype(dtype)
-    size = bytes_of(shape, dtype)
-    # A chunk is decompressed whole, even if the tensor uses little of it.
+    return Entry(name, tuple(shape), np.dtype(dtype).name, bytes_of(shape, np.dtype(dtype)))
+
+
+def _size(leaf: Any) -> int:
+    """Bytes that reading a leaf takes. A chunk is decompressed whole, even if little is used."""
     chunk = getattr(getattr(leaf, "storage", None), "chunk_shape", None) or ()
-    check_expansion(path, name, max(size, math.prod(chunk) * dtype.itemsize), stored)
-    return Entry(name, tuple(shape), dtype.name, size)
+    itemsize = np.dtype(getattr(leaf, "dtype", None) or np.uint8).itemsize
+    return itemsize * max(math.prod(getattr(leaf, "shape", None) or ()), math.prod(chunk))
 
 
 def _check_arrays(item: Path) -> None:

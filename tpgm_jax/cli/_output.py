@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tpgm_jax.cli._errors import CommandError
+from tpgm_jax.cli._folder import INDEX
 
 _PREFIX, _SUFFIX = ".tpgm-jax-", ".tmp"
 
@@ -26,7 +27,9 @@ def check_output(out: Path, inputs: Sequence[Path], force: bool) -> Path:
     if not target.parent.is_dir():
         raise _refuse(out, f"there is no directory {target.parent}", "create it")
     for path in inputs:
-        inside = path.is_dir() and target.is_relative_to(path.resolve())
+        # The shards are beside an index.
+        folder = path.parent if path.name.endswith(INDEX) else path
+        inside = folder.is_dir() and target.is_relative_to(folder.resolve())
         if inside or (target.exists() and target.samefile(path)):
             raise _refuse(out, "it is an input", "name another")
     if target.is_dir():

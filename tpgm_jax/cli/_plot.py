@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from tpgm_jax.cli._compare import Measurement
+from tpgm_jax.cli._compare import Result
 from tpgm_jax.cli._errors import CommandError, import_optional, printable
-from tpgm_jax.cli._numbers import relative
+from tpgm_jax.cli._numbers import together
 
 SUFFIXES = (".png", ".pdf", ".svg")
 # The colour-blind-safe palette of Okabe and Ito.
@@ -26,30 +26,26 @@ def check_plot(path: Path) -> None:
         raise CommandError(f"--plot cannot write {path}", "the suffix gives the format", remedy)
 
 
-def plot(measurements: Sequence[Measurement], target: Path, suffix: str) -> None:
+def plot(tensors: Sequence[Result], target: Path, suffix: str) -> None:
     """Draws a row for each tensor, or for each block of many, from top to bottom, in three panels.
 
     `suffix` is one of `SUFFIXES`.
     """
     # `pyplot` would choose a backend for the whole process.
     figures = import_optional("matplotlib.figure")
-    groups: dict[str, list[Measurement]] = {}
-    for x in measurements:
-        block = _BLOCK.match(x.entry.name) if len(measurements) > MOST_TENSORS else None
-        groups.setdefault(block[0] if block else x.entry.name, []).append(x)
+    groups: dict[str, list[Result]] = {}
+    for x in tensors:
+        block = _BLOCK.match(x["name"]) if len(tensors) > MOST_TENSORS else None
+        groups.setdefault(block[0] if block else x["name"], []).append(x)
     names = [printable(name, limit=60) for name in groups]
-    distances = [[x.distance for x in group] for group in groups.values()]
     every = max(1, math.ceil(len(names) / MOST_LABELS))
     height = 1.4 + 0.16 * len(names) / every
     figure = figures.Figure(figsize=(12, height), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
     values = {
-        "mars: largest row": [max(x.mars_largest for x in group) for group in distances],
-        "l2: largest layer": [max(x.l2_largest for x in group) for group in distances],
-        "relative, l2": [
-            relative(sum(x.squares for x in group), sum(x.anchor_squares for x in group))
-            for group in distances
-        ],
+        "mars: largest row": [max(x["mars"]["largest"] for x in y) for y in groups.values()],
+        "l2: largest layer": [max(x["l2"]["largest"] for x in y) for y in groups.values()],
+        "relative, l2": [together(y)[1] for y in groups.values()],
     }
     for panel, style, (title, numbers) in zip(axes, STYLES, values.items(), strict=True):
         _panel(panel, style, title, numbers)

@@ -9,7 +9,6 @@ import numpy as np
 
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry
 from tpgm_jax.cli._errors import CommandError, plural, quoted
-from tpgm_jax.cli._match import Match
 
 
 class Renamed(Checkpoint):
@@ -83,12 +82,13 @@ def _by_key(names: Iterable[str], keys: Mapping[str, str]) -> dict[str, str]:
     return by_key
 
 
-def proposal(found: Match, old: Mapping[str, Entry], new: Mapping[str, Entry]) -> str:
-    """How to match the names of `only_pretrained` and `only_finetuned`, or "".
+def proposal(
+    lost: Sequence[str], added: Sequence[str], old: Mapping[str, Entry], new: Mapping[str, Entry]
+) -> str:
+    """How to match the names that only one checkpoint has, or "".
 
     Only if it matches at least half of the names in one of the two, with equal shapes.
     """
-    lost, added = found.only_pretrained, found.only_finetuned
     slashes = any("/" in x for x in lost) != any("/" in x for x in added)
 
     def without_prefixes(names: Sequence[str], entries: Mapping[str, Entry]):

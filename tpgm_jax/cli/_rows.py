@@ -1,7 +1,6 @@
 """Selection of the tensors to measure, and the axes of their rows."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -10,8 +9,6 @@ from tpgm_jax._core.axes import Axes, Tensor, make_layout
 from tpgm_jax._core.names import match_pattern
 from tpgm_jax.cli._checkpoint import Entry
 from tpgm_jax.cli._errors import CommandError
-
-ROWS = ("auto", "first", "last")
 
 
 def parse_axes(text: str) -> tuple[str, Axes]:
@@ -42,17 +39,13 @@ def excluded_names(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
 
 
 def tensors(
-    entries: Mapping[str, Entry],
-    measured: Collection[str],
-    rows: str = "auto",
-    axes: Sequence[tuple[str, Axes]] = (),
+    entries: Mapping[str, Entry], measured: Collection[str], axes: Sequence[tuple[str, Axes]] = ()
 ) -> dict[str, Tensor]:
     """The tensors named in `measured`, with their rows and layers.
 
     Args:
         entries: all entries of a checkpoint, because the shape of a bias gives its kernel's axes.
         measured: names of the entries to measure.
-        rows: one of `ROWS`: the rows of tensors that `axes` does not match.
         axes: patterns and axes; the first match wins.
     """
     if not measured:
@@ -68,26 +61,15 @@ def tensors(
     try:
         for pattern, value in axes:
             for name in match_pattern(pattern, list(arrays), "--axes"):
-                declared.setdefault(name, value)
-
-        def axes_of(alias: str, leaf: Any) -> Axes:
-            name = originals[alias]
-            given = declared.get(name, Axes())
-            if rows == "auto" or given.rows is not None:
-                return given
-            return _outputs(given, {"first": 0, "last": -1}[rows], leaf.ndim)
-
-        layout = make_layout(shapes, lambda alias, leaf: originals[alias] not in measured, axes_of)
+                declared.setdefault(aliases[name], value)
+        layout = make_layout(
+            shapes,
+            lambda alias, leaf: originals[alias] not in measured,
+            lambda alias, leaf: declared.get(alias),
+        )
     except (ValueError, TypeError) as error:
         raise CommandError(str(error)) from error
     return {originals[tensor.name]: tensor for tensor in layout.tensors}
-
-
-def _outputs(axes: Axes, row: int, rank: int) -> Axes:
-    """`axes` with the first (0) or last (-1) of the axes that are no layers as its rows."""
-    layers = (axes.layers,) if isinstance(axes.layers, int) else axes.layers
-    rest = [axis for axis in range(rank) if axis not in {x % max(rank, 1) for x in layers}]
-    return axes if len(rest) < 2 else axes._replace(rows=rest[row])
 
 
 def _flax_names(names: Sequence[str]) -> dict[str, str]:
