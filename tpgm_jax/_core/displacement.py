@@ -76,6 +76,20 @@ def recover_displacement(problem: Problem, radii: list[jax.Array], first: jax.Ar
     return Previous(c, n, d, floors)
 
 
+def norms_after_skip(
+    problem: Problem, row_norms: Sequence[jax.Array], radii: jax.Array
+) -> list[jax.Array]:
+    """Stacks of norms for the displacement `W - W0` that a skipped step stores.
+
+    The last projection made `W - W0 = min(1, r / n) c`, so `c / n = (W - W0) / min(n, r)`. Its own
+    norm would be too small by `EPSILON`, half of the divisor at the radius of the first step.
+    """
+    # A stored norm lacks the `EPSILON` of `n`. It is negative at a first radius below `EPSILON`, and
+    # the bound keeps the divisor from rounding to 0.
+    pairs = zip(row_norms, problem.spread(radii), strict=True)
+    return [jnp.minimum(n, jnp.maximum(r, 1e-4 * EPSILON) - EPSILON) for n, r in pairs]
+
+
 def store_displacement(problem: Problem, stored: optax.Params, c: list[jax.Array]) -> optax.Params:
     """The tree `stored` of the state with the values `c`, in its dtypes and its memory."""
     old = problem.spec.layout.constrained(stored)

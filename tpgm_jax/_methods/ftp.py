@@ -100,7 +100,8 @@ def ftp(
 
     A step is skipped if any number of its gradient is not finite. Then all parameters (the excluded
     ones too), the radii and their optimizer stay as they were, and `skipped` in the state counts
-    one more. The displacement becomes `W - W0`, which has the same direction up to rounding. The
+    one more. The displacement becomes `W - W0` and its norm `min(n, r)`, which gives the same `h` up
+    to the rounding of `W`: a row whose radius is below that rounding adds 0 to the next `h`. The
     base optimizer gets zeros as its gradient, so its clock and its moments advance. If the gradient
     is finite but the base optimizer's update is not, the entries that are not finite count as 0.
 
@@ -251,13 +252,16 @@ def ftp(
         # stores its displacement `W - W0` too, because to restore the old one takes another pass.
         pairs = zip(p.spread(r), previous.floor, strict=True)
         new = p.project(c, sizes, [jnp.maximum(*pair) for pair in pairs])
-        stored = state.displacement
+        stored, new_norms = state.displacement, sizes
+        if full:
+            skipped = _displacement.norms_after_skip(p, state.row_norms, state.radii)
+            new_norms = select(finite | first, sizes, skipped)
         return p.spec.layout.replace(base_updates, zero_unless(finite, new)), state._replace(
             step=jnp.where(finite, optax.safe_increment(state.step), state.step),
             spec=p.spec,
             base_state=base_state,
             radii=select(finite, clipped, state.radii),
-            row_norms=p.row_norms(state, sizes, update=finite | full),
+            row_norms=p.row_norms(state, new_norms, update=finite | full),
             radius_state=select(finite, radius_state, state.radius_state),
             displacement=_displacement.store_displacement(p, stored, c) if full else stored,
             skipped=jnp.where(finite & taken, state.skipped, optax.safe_increment(state.skipped)),
