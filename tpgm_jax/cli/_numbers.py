@@ -149,12 +149,20 @@ def interpolate_tensor(
     with np.errstate(all="ignore"):
         for block in _blocks(params.shape):
             old, w0 = params[block], anchor[block].astype(dtype, copy=False)
-            mixed = w0 if alpha == 0 else w0 + a * _displacement(old, w0)
+            mixed = w0 if alpha == 0 else _between(old.astype(dtype, copy=False), w0, a)
             moved = np.ascontiguousarray(mixed.astype(params.dtype))
             # Bytes, because NaN != NaN.
             changed = changed or moved.tobytes() != np.ascontiguousarray(old).tobytes()
             new[block] = moved
     return new, changed
+
+
+def _between(w: np.ndarray, w0: np.ndarray, a: np.floating) -> np.ndarray:
+    """`W0 + a * (W - W0)`, in the dtype of `w0`. Equal numbers stay as they are."""
+    mixed = np.asarray(w0 + a * (w - w0))
+    if not np.isfinite(mixed.sum()):  # `W - W0` may overflow
+        mixed = np.where(np.isfinite(w - w0), mixed, (1 - a) * w0 + a * w)
+    return np.where(w == w0, w0, mixed)  # `-0.0 + 0.0` is `0.0`
 
 
 def all_finite(array: np.ndarray) -> bool:
