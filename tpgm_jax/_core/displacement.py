@@ -84,7 +84,7 @@ def norms_after_skip(
     The last projection made `W - W0 = min(1, r / n) c`, so `c / n = (W - W0) / min(n, r)`. Its own
     norm would be too small by `EPSILON`, half of the divisor at the radius of the first step.
     """
-    # A stored norm lacks the `EPSILON` of `n`. It is negative at a first radius below `EPSILON`, and
+    # Stored norms lack the `EPSILON` of `n`. They are negative at a first radius below `EPSILON`;
     # the bound keeps the divisor from rounding to 0.
     pairs = zip(row_norms, problem.spread(radii), strict=True)
     return [jnp.minimum(n, jnp.maximum(r, 1e-4 * EPSILON) - EPSILON) for n, r in pairs]

@@ -29,8 +29,8 @@ def interpolate(
         W' = (1 - alpha) * W0 + alpha * W
 
     summed as `W0 + alpha * (W - W0)` unless the difference overflows. A weight that has not moved
-    stays as it is, bit for bit. At 0 and 1 the result is the anchor and the fine-tuned parameters, bit for bit. Leaves that
-    are not floats (counters, random keys) come from `params`.
+    stays as it is, bit for bit. At 0 and 1 the result is the anchor and the fine-tuned parameters,
+    bit for bit. Leaves that are not floats (counters, random keys) come from `params`.
 
     Args:
         params: the fine-tuned parameters.

@@ -66,7 +66,7 @@ def tpgm(
 
         c = W + u - W0,    n = N(c) + 1e-8
         first update:             r = min over rows of N(c) / 2
-        first update, and every `every`-th after it, `steps` times:
+        updates 1, 1 + every, 1 + 2 every and so on, `steps` times:
             r = clip(r, 1e-8, max over rows of N(c))
             r = r - adam(d/dr held_out_loss(W0 + min(1, r / n) * c))
         r  = clip(r, 1e-8, max over rows of N(c))
