@@ -255,16 +255,15 @@ def ftp(
         # stores its displacement `W - W0` too, because to restore the old one takes another pass.
         pairs = zip(p.spread(r), previous.floor, strict=True)
         new = p.project(c, sizes, [jnp.maximum(*pair) for pair in pairs])
-        stored, new_norms = state.displacement, sizes
+        stored, kept = state.displacement, state.row_norms
         if full:
-            skipped = _displacement.norms_after_skip(p, state.row_norms, state.radii)
-            new_norms = select(finite | first, sizes, skipped)
+            kept = _displacement.norms_after_skip(p, kept, state.radii)
         return p.spec.layout.replace(base_updates, zero_unless(finite, new)), state._replace(
             step=jnp.where(finite, optax.safe_increment(state.step), state.step),
             spec=p.spec,
             base_state=base_state,
             radii=select(finite, clipped, state.radii),
-            row_norms=p.row_norms(state, new_norms, update=finite | full),
+            row_norms=p.row_norms(sizes, kept, update=(finite | first) if full else finite),
             radius_state=select(finite, radius_state, state.radius_state),
             displacement=_displacement.store_displacement(p, stored, c) if full else stored,
             skipped=jnp.where(finite & taken, state.skipped, optax.safe_increment(state.skipped)),

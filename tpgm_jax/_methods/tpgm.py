@@ -231,7 +231,7 @@ def tpgm(
             spec=p.spec,
             base_state=base_state,
             radii=select(finite, p.gather(r), state.radii),
-            row_norms=p.row_norms(state, sizes, update=finite),
+            row_norms=p.row_norms(sizes, state.row_norms, update=finite),
             radius_state=select(finite, radius_state, state.radius_state),
             skipped=jnp.where(finite, skipped, optax.safe_increment(before)),
         )
