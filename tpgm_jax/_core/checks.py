@@ -92,7 +92,9 @@ def check_anchor_dtype(dtype: Any, anchor: str) -> None:
             f"because of `anchor={anchor!r}`: leave `anchor_dtype` out."
         )
     try:
-        floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        # An array has a dtype, and is none.
+        is_array = isinstance(dtype, np.ndarray | jax.Array)
+        floating = not is_array and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
     except TypeError:
         floating = False
     if not floating:
@@ -156,7 +158,10 @@ def _check_number(
             f"`{argument}` must be a number; got a function. To schedule it, build the "
             "transformation through `optax.inject_hyperparams`."
         )
-    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+    known = isinstance(value, int | float | np.generic | np.ndarray | jax.Array)
+    kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    dtype = getattr(value, "dtype", jnp.float32)
+    if not known or not any(jnp.issubdtype(dtype, kind) for kind in kinds):
         raise TypeError(f"`{argument}` must be a number; got {value!r}.")
     if np.ndim(value) > 0:
         raise ValueError(

@@ -60,6 +60,8 @@ def set_anchor(
         >>> checkpoint = {"kernel": jnp.ones((3, 2))}
         >>> opt_state = tpgm_jax.set_anchor(opt_state, checkpoint)
     """
+    if not isinstance(reset, bool):
+        raise TypeError(f"`reset` must be True or False; got {reset!r}.")
     states = our_states(opt_state, "set_anchor")
     for state in states:
         check_fingerprint(state, "set_anchor")

@@ -161,6 +161,12 @@ def tpgm(
     options = Options("tpgm", norm, unit, exclude, axes, anchor, anchor_dtype).check()
     checks.check_count(steps, "steps")
     checks.check_count(every, "every")
+    axis_names = axis_name if isinstance(axis_name, list | tuple) else (axis_name,)
+    if axis_name is not None and not all(isinstance(name, str) for name in axis_names):
+        raise TypeError(
+            f"`axis_name` must be the name of an axis of `shard_map` or `pmap`, or several; got "
+            f"{axis_name!r}."
+        )
 
     def init_fn(params: optax.Params) -> TPGMState:
         fields = initial_fields(options, params)

@@ -1,6 +1,6 @@
 """The table of `compare`, and the lines below it."""
 
-from tpgm_jax._inspect.columns import plain_table
+from tpgm_jax._core.columns import plain_table
 from tpgm_jax.cli._compare import Comparison
 from tpgm_jax.cli._errors import listed, plural, printable
 
