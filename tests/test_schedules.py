@@ -95,7 +95,7 @@ def test_a_schedule_of_radii_below_zero_ends_at_the_anchor():
     tx = project_to_anchor(optax.linear_schedule(1.0, -1.0, 4))
     params: Any = {"bias": jnp.array([3.0, 1.0])}
     state, update = tx.init(params), make_update(tx)
-    moved = params
+    moved: Any = params
     for radius in (1.0, 0.5, 0.0, 0.0, 0.0):
         updates, state = update({"bias": jnp.full(2, 16.0)}, state, moved)
         moved = optax.apply_updates(moved, updates)

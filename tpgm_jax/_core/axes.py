@@ -242,7 +242,7 @@ def _from_front(
     given: int | Sequence[int], argument: str, name: str, shape: tuple[int, ...]
 ) -> tuple[int, ...]:
     """Axes counted from the front, sorted."""
-    several = given if isinstance(given, list | tuple | range) else (given,)
+    several: Any = given if isinstance(given, list | tuple | range) else (given,)
     try:
         axes = tuple(map(operator.index, several))
     except TypeError:
