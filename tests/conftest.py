@@ -8,10 +8,12 @@ from importlib import metadata
 # `make test-optimized` sets `XLA_FLAGS` to the empty string and so tests the programs that users
 # get. jaxlib exits with an error about a flag that it does not know, and 0.12 does not know the
 # second. The variable must be set before JAX is imported.
-FLAGS = "--xla_backend_optimization_level=0"
-if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
-    FLAGS += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", FLAGS)
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0"
+    if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) >= (0, 11)
+    else "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+)
 
 from collections.abc import Callable
 from typing import Any
