@@ -169,7 +169,9 @@ def exclude_flags(
         return [_flag(flags, name) for name in names]
     patterns = (exclude,) if isinstance(exclude, str | re.Pattern) else exclude
     if callable(patterns):
-        answers: list[Any] = [patterns(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
+        answers: list[Any] = [
+            patterns(name, leaf) for name, leaf in zip(names, leaves, strict=True)
+        ]
         for name, answer in zip(names, answers, strict=True):
             if getattr(answer, "shape", ()) != ():
                 raise TypeError(
