@@ -28,6 +28,11 @@ def trees(count, dtype=None):
     return [random_tree(SHAPES, seed, dtype=dtype) for seed in range(count)]
 
 
+def importances(seed, dtype=None):
+    """A tree of random numbers that are not negative."""
+    return jax.tree.map(jnp.abs, random_tree(SHAPES, seed, dtype=dtype))
+
+
 def assert_close(received, expected, atol):
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=atol), received, expected
@@ -46,7 +51,7 @@ def test_the_pull_is_weight_times_importance_times_displacement():
 
 
 def test_coupled_decay_is_the_gradient_of_a_quadratic_penalty(x64):
-    anchor, importance, target = trees(3)
+    anchor, target, importance = *trees(2), importances(2)
     tx = optax.chain(add_anchor_decay(0.3, importance=importance), optax.adam(0.1))
 
     def loss(params):
@@ -109,7 +114,8 @@ def test_a_weight_schedule_is_evaluated_at_the_number_of_previous_updates():
 
 
 def test_half_precision_is_computed_in_float32():
-    anchor, params, grads, importance = trees(4, dtype=jnp.bfloat16)
+    anchor, params, grads = trees(3, dtype=jnp.bfloat16)
+    importance = importances(3, dtype=jnp.bfloat16)
     tx = add_anchor_decay(0.3, importance=importance)
     updates, _ = make_update(tx)(grads, tx.init(anchor), params)
     for name, received in updates.items():
@@ -122,7 +128,7 @@ def test_half_precision_is_computed_in_float32():
 
 
 def test_importances_are_matched_by_name_and_may_lack_excluded_leaves():
-    params, grads, importance = trees(3)
+    params, grads, importance = *trees(2), importances(2)
     model = nnx.Dict({name: nnx.Param(x) for name, x in importance.items() if name != "head"})
     others = OrderedDict(reversed(list(importance.items())))
     expected = add_anchor_decay(0.5, exclude="head", importance=importance).init(params)
@@ -135,7 +141,7 @@ def test_importances_are_matched_by_name_and_may_lack_excluded_leaves():
 
 
 def test_importances_are_copied_into_the_state_and_are_not_constants_of_the_step():
-    params, grads, importance = trees(3)
+    params, grads, importance = *trees(2), importances(2)
     tx = add_anchor_decay(0.5, importance=importance)
     state = tx.init(params)
     step = jax.jit(tx.update, donate_argnums=1)
@@ -147,7 +153,7 @@ def test_importances_are_copied_into_the_state_and_are_not_constants_of_the_step
 
 
 def test_set_anchor_replaces_importances():
-    params, grads, first, second = trees(4)
+    params, grads, first, second = *trees(2), importances(2), importances(3)
     tx = optax.chain(add_anchor_decay(0.5, importance=first), optax.sgd(0.1))
     exchanged = set_anchor(tx.init(grads), params, importance=second)
     other = optax.chain(add_anchor_decay(0.5, importance=second), optax.sgd(0.1))
@@ -158,7 +164,7 @@ def test_set_anchor_replaces_importances():
 
 @pytest.mark.parametrize("head", [{}, {"head": jnp.ones((2, 7))}])
 def test_set_anchor_copies_importances_which_may_lack_excluded_leaves(head):
-    params, grads, first, second = trees(4)
+    params, grads, first, second = *trees(2), importances(2), importances(3)
     tx = add_anchor_decay(0.5, importance=first, exclude="head")
     fisher = {name: x for name, x in second.items() if name != "head"} | head
     state = set_anchor(tx.init(params), params, importance=fisher)
@@ -190,6 +196,7 @@ each_kind = pytest.mark.parametrize(
 def test_eight_devices_decay_and_interpolate_the_same_as_one(kind):
     mesh = jax.make_mesh((8,), ("data",), (kind,), devices=jax.devices("cpu")[:8])
     anchor, params, grads, importance = (random_tree(WIDE, seed) for seed in range(4))
+    importance = jax.tree.map(jnp.abs, importance)
     one = add_anchor_decay(0.5, importance=importance)
     expected, _ = make_update(one)(grads, one.init(anchor), params)
     with jax.set_mesh(mesh):

@@ -34,7 +34,8 @@ METHODS = {
     "spd": lambda: tpgm_jax.spd(ADAM, **OPTIONS),
     "project_to_anchor": lambda: optax.chain(ADAM, tpgm_jax.project_to_anchor(0.05, **OPTIONS)),
     "add_anchor_decay": lambda: optax.chain(
-        tpgm_jax.add_anchor_decay(0.1, importance=ANCHOR, exclude="head"), ADAM
+        tpgm_jax.add_anchor_decay(0.1, importance=jax.tree.map(jnp.abs, ANCHOR), exclude="head"),
+        ADAM,
     ),
 }
 ANCHOR = random_tree(SHAPES, 0, dtype=jnp.float32)

@@ -59,7 +59,11 @@ def test_interpolation_equals_the_librarys_bit_for_bit(suffix, tmp_path, capsys)
     w0, w = weights(0), weights(1)
     w0["half"], w["half"] = (x["layers/kernel"].astype(ml_dtypes.bfloat16) for x in (w0, w))
     w0["steps"], w["steps"] = np.arange(3, dtype=np.int32), np.arange(3, 6, dtype=np.int32)
+    # Equal numbers, and numbers whose difference overflows.
+    w0["edges"] = np.array([-0.0, np.inf, -3e38, 3e38, 1.0], np.float32)
+    w["edges"] = np.array([-0.0, np.inf, 3e38, -1e38, np.inf], np.float32)
     received, report = run(tmp_path, capsys, suffix, w0, w, "--alpha", 0.3)
+    assert np.all(np.isfinite(received["edges"][2:4]))
     assert_same_bits(received, tpgm_jax.interpolate(w, w0, 0.3))
     assert report["copied"] == {"steps": "nothing to move (int32)"}
 

@@ -158,7 +158,11 @@ def test_injected_hyperparameters_equal_fixed_ones(factory, arguments, x64):
 
 
 def test_the_injected_weight_of_a_decay_equals_a_fixed_one(x64):
-    arguments = {"weight": 0.3, "exclude": "head/.*", "importance": numbers(9)}
+    arguments = {
+        "weight": 0.3,
+        "exclude": "head/.*",
+        "importance": jax.tree.map(jnp.abs, numbers(9)),
+    }
     # `add_anchor_decay` has no `axes`, and `exclude` is static only if it is a function.
     injected = optax.inject_hyperparams(add_anchor_decay)(**arguments)
     params, state = run(optax.chain(injected, optax.sgd(0.1)), numbers())

@@ -234,3 +234,37 @@ def test_float64_parameters_keep_their_precision_beside_an_anchor_of_fewer_bits(
     updates, _ = tx.update({"kernel": jnp.ones((3, 2))}, tx.init(params), params)
     # A few float64 roundings of numbers of about 1.
     np.testing.assert_allclose(updates["kernel"], -0.1, rtol=1e-13)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("memory", ["full", "compact"])
+@pytest.mark.parametrize("norm", ["mars", "l2"])
+@pytest.mark.parametrize("initial_radius", [1e-9, 1e-8, 1.0])
+def test_skipped_steps_leave_no_trace_in_the_radii(initial_radius, norm, memory):
+    # Without a state of their own, both optimizers only see the steps that are made.
+    tx = tpgm_jax.ftp(
+        optax.sgd(0.1),
+        initial_radius=initial_radius,
+        radius_optimizer=optax.sgd(1e-2),
+        norm=norm,
+        memory=memory,
+        axes=AXES,
+    )
+    step, anchor = make_step(tx), jax.tree.map(jnp.zeros_like, random_tree(SHAPES, 0))
+
+    def learn(order):
+        params, state, radii = anchor, tx.init(anchor), []
+        for t in order:
+            # In one direction, so that radii grow, and all rows but the largest are in the ball.
+            grads = jax.tree.map(lambda x, t=t: t * 0.1 + 1 + 0.5 * x, random_tree(SHAPES, 7))
+            bad = jax.tree.map(lambda x: x * jnp.nan, grads)
+            params, state = step(params, state, grads if t else bad)
+            radii += [state.radii] if t else []
+        return np.stack(radii)
+
+    # The anchor is 0, so `W` keeps the direction at any radius. `W - W0` rounds by 1e-16, and so
+    # does `n`, whose `1e-8` is at most ten times as large as a radius. Where a row is pulled back,
+    # `N(c) + 1e-8` is `r` only up to 1e-8 over norms of some 0.1.
+    clean = learn([1, 2, 3, 4])
+    assert np.all(clean[1:] > clean[:1]) == (initial_radius < 1)
+    np.testing.assert_allclose(learn([1, 0, 2, 0, 0, 3, 0, 4]), clean, rtol=1e-6)

@@ -9,7 +9,7 @@ import pytest
 from inferred_cases import IDS, D, F, H, K, L, R, V, X, conv, inferred
 from jax import lax
 
-from tpgm_jax import Axes
+from tpgm_jax import Axes, infer_axes
 
 # What cannot be followed has the rows of its name, the last axis, and a note.
 
@@ -166,4 +166,25 @@ def test_axes_that_are_split_or_merged_keep_their_use(seed):
         received: Any = axes[name]
         assert set(received.rows) & long == by_kind["r"], (name, shapes)
         assert set(received.layers) & long == by_kind["l"], (name, shapes)
+    assert axes.notes == {}
+
+
+def test_the_limits_that_the_docstring_names_are_as_it_says():
+    mask = jnp.tri(4, 5)
+
+    def model(p, x, ids):
+        # Read as a dense layer; a sum over experts, which are inputs; a constant, which is no data.
+        one_hot = jax.nn.one_hot(ids, 4) @ p["embedding"]
+        mixed = jnp.einsum("bei,eio->bo", x[:, None] * jnp.ones((2, 1)), p["experts"])
+        masked = x @ (p["masked"] * mask)
+        return one_hot, mixed, masked
+
+    params = {"embedding": jnp.ones((4, 3)), "experts": jnp.ones((2, 4, 6))}
+    params["masked"] = jnp.ones((4, 5))
+    axes = infer_axes(model, params, jnp.ones((2, 4)), jnp.zeros(2, int))
+    assert {name: x.rows for name, x in axes.items()} == {
+        "embedding": (1,),
+        "experts": (2,),
+        "masked": (1,),
+    }
     assert axes.notes == {}

@@ -41,10 +41,22 @@ def test_the_ends_are_the_anchor_and_the_parameters_bit_for_bit(dtype, compiled)
 
 
 def test_parameters_that_have_not_moved_stay_bit_for_bit():
-    anchor = {"w": jnp.asarray(np.random.default_rng(0).normal(size=1000), jnp.float32)}
+    numbers = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    numbers[:6] = -0.0, 0.0, np.inf, -np.inf, 3.4e38, -1e-45
+    anchor = {"w": jnp.asarray(numbers)}
     for alpha in (0.1, 0.3, 0.7):
         mixed = interpolate(jax.tree.map(jnp.copy, anchor), anchor, alpha)
-        np.testing.assert_array_equal(mixed["w"], anchor["w"])
+        assert np.asarray(mixed["w"]).tobytes() == numbers.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_difference_that_overflows_does_not_make_the_result_infinite(dtype):
+    # `largest` is exact in each dtype, and so are its fractions.
+    largest = 2.0 ** (15 if dtype == "float16" else 127)
+    anchor, params = jnp.full(2, -largest, dtype), jnp.array([largest, largest / 2], dtype)
+    for alpha in (0.25, 0.5, 0.75):
+        exact = largest * np.array([2 * alpha - 1, 1.5 * alpha - 1])
+        np.testing.assert_array_equal(np.float64(interpolate(params, anchor, alpha)), exact)
 
 
 def test_half_precision_is_interpolated_in_float32():

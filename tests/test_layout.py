@@ -103,6 +103,42 @@ def test_init_does_not_warn_if_rows_are_known_given_or_not_used():
     tpgm_jax.ftp(optax.sgd(0.1)).update(guessed, state, guessed)  # `init` has warned
 
 
+WRONG: Any = {
+    "no such axis": ({"axes": {"haiku/linear/w": Axes(rows=2)}}, ["haiku/linear/w"]),
+    "layers overlap": ({"axes": {"keras/.*": Axes(rows=0, layers=0)}}, ["keras/embeddings"]),
+    # The three closest paths, which the message lists.
+    "no such name": (
+        {"exclude": "weight"},
+        ["weights", "torch.norm.weight", "torch.conv.weight"],
+    ),
+    "everything excluded": ({"exclude": ".*"}, sorted(LEAVES)[:10]),
+}
+
+
+@pytest.mark.parametrize(("options", "names"), WRONG.values(), ids=WRONG)
+def test_an_error_of_init_shows_the_rows_of_the_tensors_that_it_names(options, names):
+    for call in (
+        tpgm_jax.ftp(optax.sgd(0.1), **options).init,
+        lambda x: tpgm_jax.layout(x, **options),
+    ):
+        with pytest.raises(ValueError, match=r"`axes`|`exclude`") as caught:
+            call(PARAMS)
+        (note,) = caught.value.__notes__
+        title, _, *lines = note.splitlines()
+        assert f"{len(names)} of {len(PARAMS)} parameters" in title
+        assert "`tpgm_jax.layout` prints all" in title
+        whole = {" ".join(line.split()) for line in repr(tpgm_jax.layout(PARAMS)).splitlines()}
+        assert {" ".join(line.split()) for line in lines} <= whole
+        assert {line.split()[0] for line in lines} == set(names)
+
+
+def test_an_error_of_init_shows_all_of_a_few_tensors():
+    params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    with pytest.raises(TypeError, match="`exclude` must be") as caught:
+        tpgm_jax.ftp(optax.sgd(0.1), exclude=3).init(params)  # pyright: ignore[reportArgumentType]
+    assert caught.value.__notes__[0].endswith("\n" + repr(tpgm_jax.layout(params)))
+
+
 def test_the_command_line_and_the_library_project_a_pytorch_file_alike(tmp_path, capsys):
     rng = np.random.default_rng(0)
     names = [x for x in LEAVES if x.split(".")[0] in ("torch", "h")]

@@ -219,9 +219,13 @@ def test_fit_radii_refuses_nan(which):
         tpgm_jax.fit_radii(lambda params, _: jnp.sum(params["kernel"]), **trees, batches=[1])
 
 
-def test_infinite_importances_are_refused():
+@pytest.mark.parametrize(("number", "message"), [(jnp.inf, "infinite"), (-1e-9, "negative")])
+def test_importances_that_are_infinite_or_negative_are_refused(number, message):
     params = {"kernel": jnp.ones((2, 2))}
-    importance = {"kernel": jnp.array([[1.0, jnp.inf]] * 2)}
-    tx = tpgm_jax.add_anchor_decay(0.1, importance=importance)
-    with pytest.raises(ValueError, match="'kernel' with infinite numbers"):
-        tx.init(params)
+    importance = {"kernel": jnp.array([[1.0, number]] * 2)}
+    message = f"`importance` has 'kernel' with {message} numbers"
+    with pytest.raises(ValueError, match=message):
+        tpgm_jax.add_anchor_decay(0.1, importance=importance).init(params)
+    state = tpgm_jax.add_anchor_decay(0.1, importance=params).init(params)
+    with pytest.raises(ValueError, match=message):
+        tpgm_jax.set_anchor(state, params, importance=importance)

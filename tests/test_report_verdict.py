@@ -78,7 +78,7 @@ def test_what_looks_wrong_is_noted():
     grads, tx = jax.tree.map(jnp.ones_like, params), ftp(optax.sgd(1.0))
     step, state = make_step(tx), tx.init(params)
     start, bad = params, jax.tree.map(lambda x: x * jnp.nan, grads)
-    for gradient in (grads, grads, bad):
+    for gradient in (grads, bad, grads):
         params, state = step(params, state, gradient)
     notes = report(state, params).notes
     assert any(x.startswith("1 steps were skipped and 2 made") for x in notes)

@@ -41,7 +41,10 @@ TRANSFORMS = {
     ),
     "spd": lambda base=MOMENTUM: tpgm_jax.spd(base, strength=RISING, **OPTIONS),
     "add_anchor_decay": lambda base=ADAM: optax.chain(
-        tpgm_jax.add_anchor_decay(RISING, importance=random_tree(SHAPES, 9), exclude="head"), base
+        tpgm_jax.add_anchor_decay(
+            RISING, importance=jax.tree.map(jnp.abs, random_tree(SHAPES, 9)), exclude="head"
+        ),
+        base,
     ),
 }
 each_transform = pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS)

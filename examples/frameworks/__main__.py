@@ -43,6 +43,8 @@ CASES = {
     "kauldron": Case("3.12", ("kauldron>=1.4.4",), ("kauldron_trainer",)),
     "gemma": Case("3.12", ("gemma>=4.0.1", "sentencepiece<0.2.2"), ("gemma_kauldron",)),
     "maxtext": Case("3.12", ("maxtext[tpu]>=0.2.5",), ("maxtext_hook",)),
+    # Its models need PyTorch and Pillow, and it does not install them.
+    "easydel": Case("3.12", ("easydel[torch]>=0.3.0", "pillow"), ("easydel_trainer",)),
     "keras": Case("3.12", ("keras>=3.15", "orbax-checkpoint"), ("keras_compile", "keras_loop")),
     "haiku": Case("3.12", ("dm-haiku>=0.0.17", "orbax-checkpoint"), ("haiku_ftp",)),
     "equinox": Case("3.12", ("equinox>=0.13.8", "equimo>=2.7"), ("equinox_vit",)),

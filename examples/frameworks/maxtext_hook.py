@@ -35,11 +35,7 @@ def inferred_axes(model):
         model = nnx.merge(graph, params, rest)
         return model(tokens, tokens, decoder_segment_ids=tokens, enable_dropout=False)
 
-    # MaxText multiplies by a norm's scale with `einsum`, whose batch axes are taken for layers.
-    return tpgm_jax.infer_axes(forward, params, tokens) | {
-        "decoder/decoder_norm/scale": tpgm_jax.Axes(rows=(), layers=()),
-        "decoder/layers/.*norm/scale": tpgm_jax.Axes(rows=(), layers=(1,)),
-    }
+    return tpgm_jax.infer_axes(forward, params, tokens)
 
 
 def get_ftp(config, schedule, model=None, mesh=None):
@@ -130,6 +126,8 @@ def main():
             "decoder/layers/self_attention/out/kernel": (3,),
             "decoder/layers/mlp/wo/kernel": (2,),
             "decoder/logits_dense/kernel": (1,),
+            "decoder/decoder_norm/scale": (),
+            "decoder/layers/pre_self_attention_layer_norm/scale": (),
         },
     )
     layers = {name: axes[name].layers for name in axes if "layers/" in name}

@@ -55,9 +55,9 @@ def batch(step):
 
 
 # [page]
-def inferred_axes(model):
-    """Rows of all weights, read off one call of the model."""
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+def inferred_axes(model, kind=nnx.Param):
+    """Rows of the weights of a kind, read off one call of the model."""
+    graph, params, rest = nnx.split(model, kind, ...)
     x = batch(0)
 
     def forward(params, tokens, positions, mask):

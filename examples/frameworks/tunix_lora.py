@@ -14,7 +14,7 @@ from examples.frameworks.checks import (
     flat,
     new_folder,
 )
-from examples.frameworks.tunix_full import batch, make_model, make_trainer, train
+from examples.frameworks.tunix_full import inferred_axes, make_model, make_trainer, train
 
 
 # [page]
@@ -24,20 +24,8 @@ def with_adapters(model):
     return qwix.apply_lora_to_model(model, provider, **model.get_model_input())
 
 
-def inferred_axes(model):
-    """Rows of the adapters, each factor by its own use."""
-    graph, adapters, rest = nnx.split(model, nnx.LoRAParam, ...)
-    x = batch(0)
-
-    def forward(adapters, tokens, positions, mask):
-        return nnx.merge(graph, adapters, rest)(tokens, positions, None, mask)
-
-    return tpgm_jax.infer_axes(
-        forward, adapters, x["input_tokens"], x["positions"], x["attention_mask"]
-    )
-
-
 def make_optimizer(axes):
+    """Keeps `lora_b` near zero. `axes` are `inferred_axes(model, nnx.LoRAParam)`."""
     # `lora_b` starts at zero, so an anchor of zero is the pre-trained model, and needs no copy.
     # `lora_a` starts at random: with both factors near zero, both gradients would vanish.
     return tpgm_jax.ftp(optax.adam(1e-2), anchor="zero", exclude=".*lora_a", axes=axes)
@@ -49,7 +37,7 @@ def make_optimizer(axes):
 def main():
     model = with_adapters(make_model())
     frozen = flat(nnx.state(model, nnx.filterlib.All(nnx.Param, nnx.Not(nnx.LoRAParam))))
-    axes = inferred_axes(model)
+    axes = inferred_axes(model, nnx.LoRAParam)
     # Each factor by its own use: all axes but those that it sums over.
     check_rows(
         axes,

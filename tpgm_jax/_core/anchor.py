@@ -112,7 +112,13 @@ def _map_constrained(f: Callable[[Any], Any], params: optax.Params, layout: Layo
     return treedef.unflatten([f(x) if t.constrained else Nothing() for x, t in pairs])
 
 
-def replace_stored(old: optax.Params, new: Any, layout: Layout, what: str) -> optax.Params:
+def replace_stored(
+    old: optax.Params,
+    new: Any,
+    layout: Layout,
+    what: str,
+    check: Callable[[Any, str], None],
+) -> optax.Params:
     """The tree `old` of a state, with the values of `new`, found by name.
 
     `new` may have more leaves, because `optax.partition` gives each transformation its own part of
@@ -120,8 +126,8 @@ def replace_stored(old: optax.Params, new: Any, layout: Layout, what: str) -> op
     nothing changes.
 
     Raises:
-        ValueError: `what` lacks a leaf, has it in another shape, or has NaN in it.
-        TypeError: it is complex.
+        ValueError: `what` lacks a leaf, or has it in another shape. Errors of `check`, which gets
+            each leaf and text that names it.
     """
     if not jax.tree.leaves(old):
         return old
@@ -129,7 +135,7 @@ def replace_stored(old: optax.Params, new: Any, layout: Layout, what: str) -> op
     remedy = "pass a tree of the model that `init` saw"
     values = match_by_name(shapes, new, what, remedy)
     for name, value in zip(shapes, values, strict=True):
-        check_numbers(value, f"{what} has {name!r}")
+        check(value, f"{what} has {name!r}")
     pairs = zip(layout.constrained(old), values, strict=True)
     return layout.replace(old, [copy_like(x, y) for x, y in pairs])
 
@@ -142,6 +148,21 @@ def check_numbers(value: Any, what: str) -> None:
         raise ValueError(
             f"{what} with NaN in it, which the next update would spread to the parameters: load "
             "another checkpoint."
+        )
+
+
+def check_importance(value: Any, what: str) -> None:
+    """Raises if an array of importances has other than finite numbers of 0 or more."""
+    check_numbers(value, what)
+    if any_number(jnp.isinf, value):
+        raise ValueError(
+            f"{what} with infinite numbers, which make every update infinite or NaN: compute the "
+            "squared gradients again, in float32."
+        )
+    if any_number(lambda x: x < 0, value):
+        raise ValueError(
+            f"{what} with negative numbers, which push weights away from the anchor, faster with "
+            "each step: square the gradients first, and then take their mean."
         )
 
 

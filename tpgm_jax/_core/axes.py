@@ -12,12 +12,13 @@ A *group* is what one radius constrains: a tensor, or one layer of a stacked ten
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from tpgm_jax._core import names as _names
+from tpgm_jax._core.layout_text import note_for_error
 from tpgm_jax._core.names import Exclude, exclude_flags, leaf_names, match_pattern
 from tpgm_jax._core.rows_by_name import rows_by_name
 
@@ -154,8 +155,26 @@ def read_layout(
     names, leaves = leaf_names(params), jax.tree.leaves(params)
     _check_leaves(names, leaves)
     shapes = dict(zip(names, map(jnp.shape, leaves), strict=True))
+    try:
+        return _read_layout(names, leaves, shapes, exclude, axes)
+    except Exception as error:
+        rows, guesses = rows_by_name(shapes, dict.fromkeys(names, ()))
+        plain = [Tensor(name, shape, rows[name], ()) for name, shape in shapes.items()]
+        error.add_note(note_for_error(str(error), plain, guesses))
+        raise
+
+
+def _read_layout(
+    names: list[str],
+    leaves: list[Any],
+    shapes: dict[str, tuple[int, ...]],
+    exclude: Exclude | None,
+    axes: AxesSpec | None,
+) -> tuple[Layout, list[Tensor]]:
     declared = _declared_axes(axes, names, leaves)
-    layers = {name: _from_front(declared[name].layers, name, shapes[name]) for name in names}
+    layers = {
+        name: _from_front(declared[name].layers, "layers", name, shapes[name]) for name in names
+    }
     by_name, guesses = rows_by_name(shapes, layers)
 
     tensors: list[Tensor] = []
@@ -173,7 +192,7 @@ def read_layout(
         elif len(shape) < 2:
             rows = ()  # for example the scale of a norm that is called `weight` like the kernels
         else:
-            rows = _from_front(rows, name, shape)
+            rows = _from_front(rows, "rows", name, shape)
         if set(rows) & set(layers[name]):
             raise ValueError(
                 f"`axes` of {name!r} use an axis both for rows {rows} and for layers "
@@ -219,10 +238,21 @@ def _declared_axes(
     return {name: declared.get(name) or Axes() for name in names}
 
 
-def _from_front(axes: int | Sequence[int], name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """`axes` counted from the front, sorted."""
-    axes = (axes,) if isinstance(axes, SupportsIndex) else tuple(axes)
-    axes = tuple(map(operator.index, axes))
+def _from_front(
+    given: int | Sequence[int], argument: str, name: str, shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Axes counted from the front, sorted."""
+    several: Any = given if isinstance(given, list | tuple | range) else (given,)
+    try:
+        axes = tuple(map(operator.index, several))
+    except TypeError:
+        axes = None
+    if axes is None or any(isinstance(axis, bool) for axis in several):
+        nothing = "; for none, leave it out" if given is None else ""
+        raise TypeError(
+            f"`axes` gives `{argument}={given!r}` for {name!r}, which is no axis: pass a whole "
+            f"number or a tuple of them, such as `Axes({argument}=0)`{nothing}."
+        )
     if not all(-len(shape) <= axis < len(shape) for axis in axes):
         raise ValueError(
             f"`axes` names axis {axes} of {name!r}, out of range because its shape is {shape}."
@@ -241,10 +271,12 @@ def _check_leaves(names: Sequence[str], leaves: Sequence[Any]) -> None:
             "rename the key."
         )
     for name, leaf in zip(names, leaves, strict=True):
-        if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
+        kind = getattr(getattr(leaf, "dtype", None), "kind", "")
+        if kind in tuple("SUOMm") or not (kind or isinstance(leaf, int | float | complex)):
+            what = f"an array of {leaf.dtype}" if kind else f"a {type(leaf).__name__}, not an array"
             raise TypeError(
-                f"{name!r} is a {type(leaf).__name__}, not an array: pass only the trainable "
-                "arrays, such as `eqx.filter(model, eqx.is_inexact_array)`."
+                f"{name!r} is {what}: pass only the trainable arrays, such as "
+                "`eqx.filter(model, eqx.is_inexact_array)`."
             )
 
 

@@ -22,6 +22,7 @@ AnchorSource = Literal["init", "argument", "zero"]
 # The published optimizer of the radii: a step of 1e-2 in units of the norm. It is built once, so
 # that JAX finds the programs that it compiled for it.
 _PUBLISHED = optax.adam(1e-2)
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def with_extra_args(optimizer: Any, argument: str) -> optax.GradientTransformationExtraArgs:
@@ -91,7 +92,9 @@ def check_anchor_dtype(dtype: Any, anchor: str) -> None:
             f"because of `anchor={anchor!r}`: leave `anchor_dtype` out."
         )
     try:
-        floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        # An array has a dtype, and is none.
+        is_array = isinstance(dtype, np.ndarray | jax.Array)
+        floating = not is_array and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
     except TypeError:
         floating = False
     if not floating:
@@ -122,6 +125,22 @@ def check_fraction(value: Any, argument: str, schedule: bool = False) -> None:
     _check_number(value, argument, schedule, lambda x: 0 <= x <= 1, "between 0 and 1")
 
 
+def number_at(
+    value: Any, step: jax.typing.ArrayLike, argument: str, largest: float = LARGEST
+) -> jax.typing.ArrayLike:
+    """A number as it is, or the value of a schedule at `step`, between 0 and `largest`.
+
+    A concrete value out of range raises. A traced one cannot be checked, and is clipped.
+    """
+    if not callable(value):
+        return value
+    now: Any = value(step)
+    expected = "between 0 and 1" if largest == 1 else "finite, and 0 or more"
+    where = "step" if isinstance(step, Tracer) else step
+    _check_number(now, f"{argument}({where})", False, lambda x: 0 <= x <= largest, expected)
+    return jnp.clip(now, 0, largest)
+
+
 def check_count(value: Any, argument: str) -> None:
     whole = "a whole number, 1 or more"
     _check_number(value, argument, False, lambda x: x % 1 == 0 and x >= 1, whole)
@@ -132,18 +151,21 @@ def check_count(value: Any, argument: str) -> None:
 def _check_number(
     value: Any, argument: str, schedule: bool, holds: Callable[[float], bool], expected: str
 ) -> None:
-    if isinstance(value, Tracer) or (schedule and callable(value)):
+    if schedule and callable(value):
         return
     if callable(value):
         raise TypeError(
             f"`{argument}` must be a number; got a function. To schedule it, build the "
             "transformation through `optax.inject_hyperparams`."
         )
-    if not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+    known = isinstance(value, int | float | np.generic | np.ndarray | jax.Array)
+    kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    dtype = getattr(value, "dtype", jnp.float32)
+    if not known or not any(jnp.issubdtype(dtype, kind) for kind in kinds):
         raise TypeError(f"`{argument}` must be a number; got {value!r}.")
     if np.ndim(value) > 0:
         raise ValueError(
             f"`{argument}` must be one number; got an array of shape {np.shape(value)}."
         )
-    if not holds(float(value)):
+    if not isinstance(value, Tracer) and not holds(float(value)):
         raise ValueError(f"`{argument}` must be {expected}; got {value}.")

@@ -14,7 +14,7 @@ records by how much to undo the move.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from tpgm_jax._core.axes import Tensor
 from tpgm_jax._core.ball import EPSILON, norms, wide_dtype
 from tpgm_jax._core.placement import to_device, to_memory_of
 from tpgm_jax._core.problem import Problem
-from tpgm_jax._core.stacks import stack, unstack
+from tpgm_jax._core.stacks import reshard_like, stack, unstack
 
 
 class Previous(NamedTuple):
@@ -74,6 +74,21 @@ def recover_displacement(problem: Problem, radii: list[jax.Array], first: jax.Ar
         ratios.append(jnp.where(lifted, jnp.minimum(1.0, r / size), 1.0))
     d = [ratio * x for ratio, x in zip(unstack(ratios, problem.kinds), c, strict=True)]
     return Previous(c, n, d, floors)
+
+
+def norms_after_skip(problem: Problem, row_norms: Any, radii: jax.Array) -> Any:
+    """Stacks of norms for the displacement `W - W0` that a skipped step stores.
+
+    The last projection made `W - W0 = min(1, r / n) c`, so `c / n = (W - W0) / min(n, r)`. Its own
+    norm would be too small by `EPSILON`, half of the divisor at the radius of the first step.
+    """
+    # Stored norms lack the `EPSILON` of `n`. They are negative at a first radius below `EPSILON`;
+    # the bound keeps the divisor from rounding to 0.
+    if not problem.kinds:
+        return row_norms
+    floors = [jnp.maximum(r, 1e-4 * EPSILON) - EPSILON for r in problem.spread(radii)]
+    pairs = zip(row_norms, floors, strict=True)
+    return tuple(reshard_like(jnp.minimum(n, floor), n) for n, floor in pairs)
 
 
 def store_displacement(problem: Problem, stored: optax.Params, c: list[jax.Array]) -> optax.Params:

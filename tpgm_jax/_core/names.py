@@ -8,13 +8,14 @@ linen variables, dataclasses), so leaves of different trees are matched by name.
 import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 Pattern = str | re.Pattern[str]
 # The mapping is a tree of bools.
@@ -120,6 +121,11 @@ def match_pattern(pattern: Pattern, names: Sequence[str], argument: str) -> set[
         ValueError: the pattern is not a regular expression, or matches no name, because a pattern
             that matches nothing is usually misspelt.
     """
+    if not isinstance(pattern, str) and not isinstance(getattr(pattern, "pattern", None), str):
+        raise TypeError(
+            f"`{argument}` has the pattern {pattern!r}, which is no text: pass a regular "
+            "expression, such as `'head/.*'`."
+        )
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -150,20 +156,29 @@ def exclude_flags(
     Args:
         exclude: a regular expression or a sequence of them, matched in full against the names; or
             a callable `(path, leaf) -> bool`, which may read the leaf's shape and dtype, but not
-            its values; or a tree of bools, where a bool in place of a subtree applies to all of
-            the subtree.
+            its values; or a tree of bools (also arrays of one), where a bool in place of a subtree
+            applies to all of the subtree.
         names: one for each leaf.
         leaves: arrays, tracers or `jax.ShapeDtypeStruct`s.
     """
     if exclude is None:
         return [False] * len(names)
     # Before `callable`, because an Equinox module of bools is a tree and often callable too.
-    flags = by_name(exclude)
-    if flags and all(isinstance(flag, bool | np.bool_) for flag in flags.values()):
+    flags = {} if isinstance(exclude, Iterator) else by_name(exclude)
+    if flags and all(map(_is_bool, flags.values())):
         return [_flag(flags, name) for name in names]
     patterns = (exclude,) if isinstance(exclude, str | re.Pattern) else exclude
     if callable(patterns):
-        return [bool(patterns(name, leaf)) for name, leaf in zip(names, leaves, strict=True)]
+        answers: list[Any] = [
+            patterns(name, leaf) for name, leaf in zip(names, leaves, strict=True)
+        ]
+        for name, answer in zip(names, answers, strict=True):
+            if getattr(answer, "shape", ()) != ():
+                raise TypeError(
+                    f"`exclude` returned an array of shape {answer.shape} for {name!r}: return one "
+                    "bool, such as `'head' in path`."
+                )
+        return list(map(bool, answers))
     if isinstance(patterns, list | tuple | set | frozenset):
         texts = [x for x in patterns if isinstance(x, str | re.Pattern)]
         if len(texts) == len(patterns):
@@ -173,6 +188,13 @@ def exclude_flags(
         "`exclude` must be a regular expression, a sequence of them, a callable "
         f"`(path, leaf) -> bool`, or a tree of bools; got {exclude!r}."
     )
+
+
+def _is_bool(flag: Any) -> bool:
+    """Whether `flag` is a bool, or a concrete array of one."""
+    if isinstance(flag, jax.Array | np.ndarray) and not isinstance(flag, Tracer):
+        return flag.dtype == np.bool_ and flag.shape == ()
+    return isinstance(flag, bool | np.bool_)
 
 
 def _flag(flags: Mapping[str, bool], name: str) -> bool:

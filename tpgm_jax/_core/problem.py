@@ -146,13 +146,13 @@ class Problem:
         sums = sum_leaves(lambda x: norm_terms(x, norm), [c], self.kinds, norm)
         return [norm_of_sum(x, norm) for x in sums]
 
-    def row_norms(self, state: Any, sizes: list[jax.Array], update: jax.Array) -> Any:
-        """The next field `row_norms`: `sizes` if `update`, else the old field."""
+    def row_norms(self, sizes: list[jax.Array], old: Any, update: jax.Array) -> Any:
+        """The next field `row_norms`: `sizes` if `update`, else `old`."""
         # A state for a tree without leaves has an array instead of a tuple, see `initial_radii`.
         if not self.kinds:
-            return state.row_norms
-        pairs = zip(sizes, state.row_norms, strict=True)
-        return select(update, tuple(reshard_like(*pair) for pair in pairs), state.row_norms)
+            return old
+        pairs = zip(sizes, old, strict=True)
+        return select(update, tuple(reshard_like(*pair) for pair in pairs), old)
 
     def inner_products(self, x: list[jax.Array], y: list[jax.Array]) -> list[jax.Array]:
         """Stacks of `<x, y>`, shaped like `norms`."""

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from tpgm_jax._core.axes import Axes, other_axes
+from tpgm_jax._core.columns import plain_table
 from tpgm_jax._core.names import closest, leaf_names, match_pattern
 from tpgm_jax._core.names import leaves as all_leaves
 from tpgm_jax._core.rows_by_name import rows_by_name
 from tpgm_jax._infer_axes.rules import find_uses
 from tpgm_jax._infer_axes.walk import Use
-from tpgm_jax._inspect.columns import plain_table
 
 
 class InferredAxes(Mapping[str, Axes]):
@@ -54,6 +54,10 @@ class InferredAxes(Mapping[str, Axes]):
         return self._axes[name]
 
     def __or__(self, declared: Mapping[str, Axes]) -> "InferredAxes":
+        if not isinstance(declared, Mapping):
+            raise TypeError(
+                f"`|` needs a mapping from patterns to `Axes`; got {type(declared).__name__}."
+            )
         axes, notes = dict(self._axes), dict(self.notes)
         for pattern, value in declared.items():
             for name in match_pattern(pattern, list(axes), "axes"):
@@ -132,6 +136,11 @@ def infer_axes(fn: Callable[..., Any], params: Any, *args: Any) -> InferredAxes:
         wte        (9, 4)  (0,)      ()
         >>> tx = tpgm_jax.ftp(optax.adam(1e-3), axes=axes)
     """
+    if not callable(fn):
+        raise TypeError(
+            "`infer_axes` needs a function of the parameters, such as the loss, as its first "
+            f"argument; got {type(fn).__name__}: call `infer_axes(loss_fn, params, batch)`."
+        )
     leaves, treedef = jax.tree.flatten((params, args))
     arrays = [leaf for leaf in leaves if _is_array(leaf)]
     pairs = zip(leaf_names(params), all_leaves(params), strict=True)

@@ -8,7 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tpgm_jax._core.anchor import match_leaves, replace_stored
+from tpgm_jax._core.anchor import (
+    check_importance,
+    check_numbers,
+    match_leaves,
+    replace_stored,
+)
 from tpgm_jax._core.names import Nothing, is_nothing
 from tpgm_jax._core.placement import copy_like, to_device, to_host, to_memory_of
 from tpgm_jax._core.spec import check_fingerprint
@@ -44,7 +49,9 @@ def set_anchor(
     Raises:
         ValueError: there is no state of this library in `opt_state`; its arrays come from a
             checkpoint made with other options; a constrained leaf is missing from `params` or
-            `importance`, or has another shape; there are no importances to replace.
+            `importance`, has another shape, or has NaN in it; importances are infinite or negative,
+            or there are none to replace.
+        TypeError: numbers are complex.
 
     Examples:
         >>> import jax.numpy as jnp, optax, tpgm_jax
@@ -53,6 +60,8 @@ def set_anchor(
         >>> checkpoint = {"kernel": jnp.ones((3, 2))}
         >>> opt_state = tpgm_jax.set_anchor(opt_state, checkpoint)
     """
+    if not isinstance(reset, bool):
+        raise TypeError(f"`reset` must be True or False; got {reset!r}.")
     states = our_states(opt_state, "set_anchor")
     for state in states:
         check_fingerprint(state, "set_anchor")
@@ -66,10 +75,10 @@ def set_anchor(
         if not is_ours(state):
             return state
         layout, changes = state.spec.layout, {}
-        changes["anchor"] = replace_stored(state.anchor, params, layout, "`params`")
+        changes["anchor"] = replace_stored(state.anchor, params, layout, "`params`", check_numbers)
         if importance is not None and _has_importance(state):
             changes["importance"] = replace_stored(
-                state.importance, importance, layout, "`importance`"
+                state.importance, importance, layout, "`importance`", check_importance
             )
         if not is_nothing(getattr(state, "unit_size", Nothing())):
             changes["unit_size"] = _unit_size(state, changes["anchor"], params)

@@ -5,8 +5,8 @@ from __future__ import annotations  # so that `help` shows names, and not what t
 from typing import Any, NamedTuple
 
 from tpgm_jax._core.axes import AxesSpec, Tensor, read_layout
+from tpgm_jax._core.layout_text import layout_text
 from tpgm_jax._core.names import Exclude
-from tpgm_jax._inspect.columns import plain_table
 
 
 class LayoutTable(NamedTuple):
@@ -23,13 +23,7 @@ class LayoutTable(NamedTuple):
     guessed: tuple[str, ...]
 
     def __repr__(self) -> str:
-        rows = [["parameter", "shape", "rows", "inputs", "layers", "radii", ""]]
-        for x in self.tensors:
-            axes = [str(axes) if axes else "-" for axes in (x.rows, x.inputs, x.layers)]
-            note = "rows are a guess" if x.name in self.guessed else ""
-            cells = [*axes, str(x.groups), note] if x.constrained else [*"---", "0", "excluded"]
-            rows.append([x.name or "(parameters)", str(x.shape), *cells])
-        return plain_table(list(zip(*rows, strict=True)))
+        return layout_text(self.tensors, self.guessed)
 
 
 def layout(

@@ -87,7 +87,7 @@ def _numbers(spec: Spec, params: list[Any], measured: list[Any], fields: list[An
         r = radius[kind.groups].reshape(-1, *kind.tensor.radius_shape)
         moved = np.maximum(np.sum(n > 0, axis=rows), 1)
         pulled_back[kind.groups] = np.ravel(np.sum(n > r, axis=rows) / moved)
-        largest = np.max(n, axis=rows, keepdims=True)
+        largest = np.maximum(np.max(n, axis=rows, keepdims=True), 0)
         overshoot[kind.groups] = np.ravel(np.divide(largest, r, where=r > 0, out=largest * 0))
     relative = None if unit is None else radius / unit
     learned = [radius, relative, pulled_back, overshoot]

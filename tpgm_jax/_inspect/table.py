@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tpgm_jax._inspect.columns import plain_table
+from tpgm_jax._core.columns import plain_table
 
 NORMS = {"mars": "L1 norm of a row", "l2": "L2 norm of a tensor"}
 SHOWN = 8  # names in a note, which need not list all

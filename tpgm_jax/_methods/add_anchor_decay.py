@@ -5,12 +5,11 @@ from __future__ import annotations  # so that `help` shows names, and not what t
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from tpgm_jax._core.anchor import any_number, check_numbers, copy_tree, empty_like, match_leaves
+from tpgm_jax._core.anchor import check_importance, copy_tree, empty_like, match_leaves
 from tpgm_jax._core.ball import wide_dtype
-from tpgm_jax._core.checks import check_not_negative
+from tpgm_jax._core.checks import check_not_negative, number_at
 from tpgm_jax._core.placement import to_device
 from tpgm_jax._core.problem import initial_fields, make_problem
 from tpgm_jax._core.spec import AnchorSource, Exclude, Options
@@ -67,7 +66,7 @@ def add_anchor_decay(
     Args:
         weight: strength of the pull, 0 or more. Coupled, in units of the loss per squared unit
             of the parameters (and of `importance`); decoupled, in units of
-            `1 / learning_rate`. May be a schedule of the step.
+            `1 / learning_rate`. May be a schedule of the step, checked as `k` of `ftp`.
         importance: a tree of the parameters' shapes, with a factor of 0 or more for each weight,
             such as the diagonal of the Fisher information at the anchor: the mean over examples
             of the squared gradient of the log likelihood. Leaves are found by name, and excluded
@@ -83,7 +82,7 @@ def add_anchor_decay(
 
     Raises:
         ValueError, TypeError: as for `ftp`, and in `init` for importances that do not fit, are
-            complex, or hold NaN or infinity.
+            complex, or hold NaN, infinity or negative numbers.
 
     Examples:
         The loss pulls towards 3, with the slope `2 * (W - 3)`, and the anchor is 0. With a
@@ -115,16 +114,12 @@ def add_anchor_decay(
 
     def init_fn(params: optax.Params) -> AnchorDecayState:
         fields, factors = initial_fields(options, params), empty_like(params)
+        number_at(weight, fields["step"], "weight")
         if importance is not None:
             layout = fields["spec"].layout
             leaves = match_leaves(importance, layout, "`importance`")
             for tensor, leaf in zip(layout.tensors, leaves, strict=True):
-                check_numbers(leaf, f"`importance` has {tensor.name!r}")
-                if any_number(jnp.isinf, leaf):
-                    raise ValueError(
-                        f"`importance` has {tensor.name!r} with infinite numbers, which make every "
-                        "update infinite or NaN: compute the squared gradients again, in float32."
-                    )
+                check_importance(leaf, f"`importance` has {tensor.name!r}")
             factors = copy_tree(layout.replace(params, leaves), layout)
         return AnchorDecayState(importance=factors, **fields)
 
@@ -145,7 +140,7 @@ def add_anchor_decay(
         if importance is not None:
             factors = [to_device(x) for x in p.spec.layout.constrained(state.importance)]
             pulls = [f.astype(wide_dtype(f)) * d for f, d in zip(factors, pulls, strict=True)]
-        now = weight(state.step) if callable(weight) else weight
+        now = number_at(weight, state.step, "weight")
         pairs = zip(p.g, pulls, strict=True)
         new = [(g.astype(wide_dtype(g)) + now * x).astype(g.dtype) for g, x in pairs]
         step = optax.safe_increment(state.step)

@@ -3,7 +3,7 @@
 from __future__ import annotations  # so that `help` shows names, and not what they expand to
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -85,7 +85,8 @@ def fit_radii(
 
     Raises:
         ValueError: no batches; trees that differ; a `held_out_loss` that is not scalar.
-        TypeError: `held_out_loss` is not callable; a constrained leaf is not floating point.
+        TypeError: `held_out_loss` is not callable; `batches` are not iterable; a constrained leaf
+            is not floating point.
 
     Examples:
         Fine-tuning went to 2, held-out data asks for 0.5:
@@ -106,7 +107,16 @@ def fit_radii(
     """
     spec = Options("fit_radii", norm, unit, exclude, axes).check().spec(params)
     optimizer = radius_optimizer_or_default(radius_optimizer)
-    check_held_out_loss(held_out_loss)
+    if not callable(held_out_loss):
+        raise TypeError(
+            "`held_out_loss` must be a function `(params, batch)` that returns the held-out loss; "
+            f"got {type(held_out_loss).__name__}."
+        )
+    if not spec.layout.tensors:
+        raise ValueError(
+            "`fit_radii` got `params` without a tensor to project: pass the fine-tuned parameters."
+        )
+    iterator = _iterator(batches)
     try:
         hash(held_out_loss)
         loss = held_out_loss
@@ -119,7 +129,7 @@ def fit_radii(
             check_numbers(leaf, f"`fit_radii` got `{what}` that has {tensor.name!r}")
 
     (radii, state, unit_size), losses = _start(params, w0, spec, optimizer), []
-    for batch in batches:
+    for batch in iterator:
         model = params, w0, spec, optimizer
         radii, state, loss_before = _learn(loss, radii, state, unit_size, batch, *model)
         losses.append(loss_before)
@@ -130,6 +140,18 @@ def fit_radii(
         )
     projected, radii = _finish(radii, params, w0, spec)
     return FittedRadii(projected, _radii.radii_by_name(radii, spec.layout), jnp.stack(losses))
+
+
+def _iterator(batches: Any) -> Iterator[Any]:
+    try:
+        if isinstance(batches, str | bytes | Mapping):  # would give letters, or keys
+            raise TypeError("one batch")
+        return iter(batches)
+    except TypeError as error:
+        raise TypeError(
+            "`batches` must be an iterable of batches, one for each radius step; got "
+            f"{type(batches).__name__}: pass a list of batches, or a data loader."
+        ) from error
 
 
 # The model is an argument of each program, because a model in a closure would be a constant.

@@ -100,9 +100,10 @@ def ftp(
 
     A step is skipped if any number of its gradient is not finite. Then all parameters (the excluded
     ones too), the radii and their optimizer stay as they were, and `skipped` in the state counts
-    one more. The displacement becomes `W - W0`, which has the same direction up to rounding. The
-    base optimizer gets zeros as its gradient, so its clock and its moments advance. If the gradient
-    is finite but the base optimizer's update is not, the entries that are not finite count as 0.
+    one more. The displacement becomes `W - W0` and its norm `min(n, r)`, which gives the same next
+    `h` up to the rounding of `W`: a row whose radius is below that rounding adds 0 to it. The base
+    optimizer gets zeros as its gradient, so its clock and its moments advance. If the gradient is
+    finite but the base optimizer's update is not, the entries that are not finite count as 0.
 
     The radius optimizer's state is in the state as well, so `optax.tree.get(state, "count")` finds
     two counts. Separate them by `filtering=lambda path, _: "radius_state" not in
@@ -120,7 +121,8 @@ def ftp(
         base_optimizer: any optax transformation. It gets the raw gradient and all extra arguments.
         k: in [0, 1], the factor of a positive `h`, which pushes a radius down: 1 is the strongest
             regularisation; at 0 no radius is ever pushed down. May be a schedule of the
-            step; skipped steps do not count.
+            step; skipped steps do not count. A schedule's value out of range raises outside
+            `jax.jit`; inside, where it cannot be checked, it counts as the nearest bound.
         initial_radius: radius at the first step, in `unit`. Positive.
         memory: "full" stores `c` in the state, an array as large as the parameters. "compact"
             recovers it from the parameters, because `c_{t-1} / n_{t-1}` is
@@ -190,6 +192,7 @@ def ftp(
 
     def init_fn(params: optax.Params) -> FTPState:
         fields = initial_fields(options, params)
+        checks.number_at(k, fields["step"], "k", largest=1)
         layout = fields["spec"].layout
         return FTPState(
             base_state=checks.init_base(base, params, "ftp"),
@@ -230,7 +233,8 @@ def ftp(
 
         # h = k * h  if h > 0
         # In the dtype of the radii, whatever the dtype of a schedule's numbers.
-        h = jnp.where(h > 0, (k(state.step) if callable(k) else k) * h, h).astype(p.radii_dtype)
+        now = checks.number_at(k, state.step, "k", largest=1)
+        h = jnp.where(h > 0, now * h, h).astype(p.radii_dtype)
         # t = 1:  r = initial_radius. The recovered `c` is not 0 at the first step, but there was no
         # projection, so `h` is.
         initial = jnp.asarray(initial_radius, h.dtype) * unit_size
@@ -251,13 +255,15 @@ def ftp(
         # stores its displacement `W - W0` too, because to restore the old one takes another pass.
         pairs = zip(p.spread(r), previous.floor, strict=True)
         new = p.project(c, sizes, [jnp.maximum(*pair) for pair in pairs])
-        stored = state.displacement
+        stored, kept = state.displacement, state.row_norms
+        if full:
+            kept = _displacement.norms_after_skip(p, kept, state.radii)
         return p.spec.layout.replace(base_updates, zero_unless(finite, new)), state._replace(
             step=jnp.where(finite, optax.safe_increment(state.step), state.step),
             spec=p.spec,
             base_state=base_state,
             radii=select(finite, clipped, state.radii),
-            row_norms=p.row_norms(state, sizes, update=finite | full),
+            row_norms=p.row_norms(sizes, kept, update=(finite | first) if full else finite),
             radius_state=select(finite, radius_state, state.radius_state),
             displacement=_displacement.store_displacement(p, stored, c) if full else stored,
             skipped=jnp.where(finite & taken, state.skipped, optax.safe_increment(state.skipped)),

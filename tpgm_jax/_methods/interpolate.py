@@ -28,9 +28,9 @@ def interpolate(
 
         W' = (1 - alpha) * W0 + alpha * W
 
-    summed as `W0 + alpha * (W - W0)`, so that a weight that has not moved stays as it is.
-    At 0 and 1 the result is the anchor and the fine-tuned parameters, bit for bit. Leaves that
-    are not floats (counters, random keys) come from `params`.
+    summed as `W0 + alpha * (W - W0)` unless the difference overflows. A weight that has not moved
+    stays as it is, bit for bit. At 0 and 1 the result is the anchor and the fine-tuned parameters,
+    bit for bit. Leaves that are not floats (counters, random keys) come from `params`.
 
     Args:
         params: the fine-tuned parameters.
@@ -83,9 +83,12 @@ def interpolate(
         w, w0 = jnp.asarray(w), jnp.asarray(start[name])
         dtype = wide_dtype(w)
         a = jnp.asarray(alpha, jnp.finfo(dtype).dtype)
-        between = (w0.astype(dtype) + a * displacement(w, w0)).astype(w.dtype)
+        wide, wide0, d = w.astype(dtype), w0.astype(dtype), displacement(w, w0)
+        sums = wide0 + a * d, (1 - a) * wide0 + a * wide  # the latter if `W - W0` overflows
+        between = jnp.where(jnp.isfinite(d), *sums).astype(w.dtype)
         # Use `where`: `0 * inf` is NaN, and `-0.0 + 0.0` is `0.0`.
-        return jnp.where(a == 0, w0.astype(w.dtype), jnp.where(a == 1, w, between))
+        start_here, end_here = (a == 0) | (wide == wide0), a == 1
+        return jnp.where(start_here, w0.astype(w.dtype), jnp.where(end_here, w, between))
 
     leaves = [mix(*item) for item in tuned.items()]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)

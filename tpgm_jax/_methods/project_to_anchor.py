@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tpgm_jax._core.checks import check_positive
+from tpgm_jax._core.checks import check_positive, number_at
 from tpgm_jax._core.names import Nothing
 from tpgm_jax._core.problem import initial_fields, initial_unit_size, make_problem
 from tpgm_jax._core.spec import AnchorSource, AxesSpec, Exclude, Norm, Options, Unit
@@ -52,7 +52,8 @@ def project_to_anchor(
     It must be the last transformation in a chain, because anything after it moves `W'` again.
 
     Args:
-        radius: size of the ball, in `unit`. Positive. May be a schedule of the step.
+        radius: size of the ball, in `unit`. Positive. May be a schedule of the step, which may
+            reach 0, and is checked as `k` of `ftp`.
         norm: "mars", the L1 norm of each row, or "l2", the norm of the whole tensor.
         unit: what `radius` is measured in, "norm" or "anchor"; as for `ftp`.
         exclude: leaves whose update passes unchanged; as for `ftp`.
@@ -87,6 +88,7 @@ def project_to_anchor(
 
     def init_fn(params: optax.Params) -> ProjectToAnchorState:
         fields = initial_fields(options, params)
+        number_at(radius, fields["step"], "radius")
         return ProjectToAnchorState(unit_size=initial_unit_size(fields, params), **fields)
 
     def update_fn(
@@ -98,7 +100,7 @@ def project_to_anchor(
         c = [d + u.astype(d.dtype) for d, u in zip(p.displacements(), p.g, strict=True)]
 
         # W' = W0 + min(1, radius / n) * c
-        now = radius(state.step) if callable(radius) else radius
+        now = number_at(radius, state.step, "radius")
         r = p.spread(jnp.asarray(now, p.radii_dtype) * p.unit_size(state))
         new = p.spec.layout.replace(updates, p.project(c, p.norms(c), r))
         return new, state._replace(step=optax.safe_increment(state.step), spec=p.spec)

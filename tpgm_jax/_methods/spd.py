@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from tpgm_jax._core.ball import wide_dtype
-from tpgm_jax._core.checks import check_not_negative, init_base, with_extra_args
+from tpgm_jax._core.checks import check_not_negative, init_base, number_at, with_extra_args
 from tpgm_jax._core.finite import all_finite, zero_unless
 from tpgm_jax._core.problem import initial_fields, make_problem
 from tpgm_jax._core.spec import AnchorSource, AxesSpec, Exclude, Options
@@ -79,7 +79,7 @@ def spd(
         strength: how much of the added distance is taken back, 0 or more; without a unit, and
             not multiplied by the learning rate. 0 leaves the base optimizer alone, 1 projects
             onto the previous distance, and beyond 1 a step may even end on the other side of the
-            anchor. May be a schedule of the step.
+            anchor. May be a schedule of the step, checked as `k` of `ftp`.
         exclude: leaves that get the base optimizer's update unchanged; as for `ftp`.
         axes: which axes index stacked layers; as for `ftp`. Rows make no difference here.
         anchor: where `W0` comes from: "init", "argument" or "zero"; as for `ftp`.
@@ -116,6 +116,7 @@ def spd(
 
     def init_fn(params: optax.Params) -> SPDState:
         fields, skipped = initial_fields(options, params), jnp.zeros([], jnp.int32)
+        number_at(strength, fields["step"], "strength")
         return SPDState(base_state=init_base(base, params, "spd"), skipped=skipped, **fields)
 
     def update_fn(
@@ -138,7 +139,7 @@ def spd(
         after = p.norms(c)
 
         # W' = W0 + (1 - strength * q) * c
-        now = strength(state.step) if callable(strength) else strength
+        now = number_at(strength, state.step, "strength")
         ratios = [remaining_share(*leaf, now) for leaf in zip(slopes, before, after, strict=True)]
         new = zero_unless(finite, p.scale(c, ratios))
         return p.spec.layout.replace(base_updates, new), state._replace(

@@ -66,7 +66,7 @@ def tpgm(
 
         c = W + u - W0,    n = N(c) + 1e-8
         first update:             r = min over rows of N(c) / 2
-        first update, and every `every`-th after it, `steps` times:
+        updates 1, 1 + every, 1 + 2 every and so on, `steps` times:
             r = clip(r, 1e-8, max over rows of N(c))
             r = r - adam(d/dr held_out_loss(W0 + min(1, r / n) * c))
         r  = clip(r, 1e-8, max over rows of N(c))
@@ -161,6 +161,12 @@ def tpgm(
     options = Options("tpgm", norm, unit, exclude, axes, anchor, anchor_dtype).check()
     checks.check_count(steps, "steps")
     checks.check_count(every, "every")
+    axis_names = axis_name if isinstance(axis_name, list | tuple) else (axis_name,)
+    if axis_name is not None and not all(isinstance(name, str) for name in axis_names):
+        raise TypeError(
+            f"`axis_name` must be the name of an axis of `shard_map` or `pmap`, or several; got "
+            f"{axis_name!r}."
+        )
 
     def init_fn(params: optax.Params) -> TPGMState:
         fields = initial_fields(options, params)
@@ -231,7 +237,7 @@ def tpgm(
             spec=p.spec,
             base_state=base_state,
             radii=select(finite, p.gather(r), state.radii),
-            row_norms=p.row_norms(state, sizes, update=finite),
+            row_norms=p.row_norms(sizes, state.row_norms, update=finite),
             radius_state=select(finite, radius_state, state.radius_state),
             skipped=jnp.where(finite, skipped, optax.safe_increment(before)),
         )

@@ -122,15 +122,21 @@ def move_tensor(
         for block in _blocks(params.shape):
             old, r = params[block], ratios[block]
             w0 = anchor[block].astype(dtype, copy=False)
-            d = _displacement(old, w0)
-            d *= r
-            d += w0
-            np.copyto(d, w0, where=r == 0)  # `0 * inf` is NaN
-            moved = np.where(r == 1, old, d.astype(params.dtype))
+            mixed = _between(old.astype(dtype, copy=False), w0, r)
+            mixed = np.where(r == 0, w0, mixed)  # `0 * inf` is NaN
+            moved = np.where(r == 1, old, mixed.astype(params.dtype))
             # Bytes, because NaN != NaN.
             changed = changed or moved.tobytes() != old.tobytes()
             new[block] = moved
     return new, changed
+
+
+def _between(w: np.ndarray, w0: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """`W0 + a * (W - W0)`, in the dtype of `w0`. Equal numbers stay as they are."""
+    mixed = np.asarray(w0 + a * (w - w0))
+    if not np.isfinite(mixed.sum()):  # `W - W0` may overflow
+        mixed = np.where(np.isfinite(w - w0), mixed, (1 - a) * w0 + a * w)
+    return np.where(w == w0, w0, mixed)  # `-0.0 + 0.0` is `0.0`
 
 
 def all_finite(array: np.ndarray) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tpgm_jax._inspect.columns import plain_table
+from tpgm_jax._core.columns import plain_table
 from tpgm_jax.cli._compare import Result
 from tpgm_jax.cli._errors import listed, plural, printable
 
