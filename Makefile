@@ -23,7 +23,7 @@ help:
 	@echo "make docs   the documentation, into results/docs/index.html"
 	@echo "make bench  what a step costs; make bench-scaling: how that grows"
 	@echo "make bench-activity  at which learning rates FTP acts (docs/active.md)"
-	@echo "make bench-robustness  the study of docs/study.md; make bench-tpu: programs for TPU pods, compiled"
+	@echo "make bench-robustness  runs the study of docs/study.md again; make bench-tpu: programs for TPU pods, compiled"
 	@echo "make bench-sentiment  the study of docs/sentiment.md"
 	@echo "make bench-gpu  kernels and memory traffic of programs for an H100, compiled without a GPU"
 	@echo "make frameworks  fine-tuning inside other frameworks, each in an environment of its own"

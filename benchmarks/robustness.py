@@ -1,115 +1,117 @@
-"""Every method on the same data, three models, in and out of distribution: one row per run.
+"""Runs cells of the study again: the rows of its recorded CSVs, from training to testing.
 
-    python -m benchmarks.robustness --plan          what would be run, and how long that takes
-    python -m benchmarks.robustness                 runs it; resumes from existing rows
-    python -m benchmarks.robustness --model mlp --method ftp --learning-rate 1e-2 --seed 0
-                                                    one cell, printed beside the recorded row
+    python -m benchmarks.robustness model=mlp method=ftp learning_rate=0.01 seed=0
+    python -m benchmarks.robustness --table continual model=mlp
+    python -m benchmarks.robustness                         everything: five hours and more
 
-`docs/study.md` describes the runs and their reasons.
+Rows go to `--output`, and rows that are there already are not computed again, so a killed run
+resumes. The chosen rows are then printed, each above the recorded one. `docs/study.md` describes
+the study; `python -m benchmarks.study.report` makes its tables.
 """
 
 import argparse
-import itertools
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import joblib
+from tqdm import tqdm
 
-from benchmarks.study import cells, plan
-from benchmarks.study.cells import COLUMNS, KEYS, Cell
-from benchmarks.study.methods import DERIVED, METHODS
-from benchmarks.study.plan import Job
-from benchmarks.study.pretraining import FAST, Sizes
-from benchmarks.study.queue import Resources, work
-from benchmarks.study.records import cell, read, text
-from benchmarks.study.runs import perform
+from benchmarks.recording import append, read
+from benchmarks.study import continual, runs, segmentation
+from benchmarks.study.methods import CANDIDATES, SOURCES
+from benchmarks.study.pretraining import Setup
 
 ROOT = Path(__file__).parents[1]
-OUTPUT = ROOT / "benchmarks" / "results" / "robustness.csv"
-FAST_OUTPUT = ROOT / "results" / "robustness_fast.csv"
-CACHE = ROOT / "results" / "cache"
+RESULTS = ROOT / "benchmarks" / "results"
+
+# By table, the function that carries out one training and returns its rows.
+TABLES = {
+    "study": runs.learn,
+    "radii": runs.radii,
+    "few_labels": runs.learn,
+    "continual": continual.learn,
+    "segmentation": segmentation.learn,
+    "exploration": runs.learn,
+}
+TYPES = {"learning_rate": float, "pretrain_seed": int, "seed": int, "labels": int}
+
+Row = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = parse(arguments)
-    sizes = FAST if options.fast else Sizes()
-    scope = plan.FAST if options.fast else plan.Scope()
-    jax.config.update("jax_disable_most_optimizations", options.fast)  # else it only compiles
-    output = options.output or (FAST_OUTPUT if options.fast else OUTPUT)
-    if options.method:
-        print_cells(options, sizes, output)
-    elif options.plan:
-        print_plan(output, scope, sizes)
-    else:
-        work(output, scope, sizes, Resources(options.workers, options.stack, options.cache))
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.robustness", description=(__doc__ or "").split("\n\n")[0]
     )
-    on_cpu = jax.default_backend() == "cpu"
-    parser.add_argument("--plan", action="store_true", help="print what is missing, run nothing")
-    parser.add_argument("--fast", action="store_true", help="a rehearsal; the numbers mean nothing")
-    parser.add_argument("--output", type=Path, help="the CSV (default benchmarks/results)")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="of pre-trained networks")
-    parser.add_argument("--workers", type=int, default=2 if on_cpu else 0, help="processes")
-    parser.add_argument("--stack", type=int, default=1 if on_cpu else 25, help="runs at once")
-    one = parser.add_argument_group(
-        "single cells", "all combinations of these, run afresh and printed, not written"
-    )
-    one.add_argument("--method", nargs="+", choices=["zero_shot", *METHODS, *DERIVED])
-    one.add_argument("--model", nargs="+", choices=cells.MODELS, default=["mlp"])
-    one.add_argument("--head", nargs="+", choices=cells.HEADS, default=["reused"])
-    one.add_argument("--learning-rate", nargs="+", type=float, default=[1e-2])
-    one.add_argument("--setting", nargs="+", default=[""], help="as in the CSV: weight=0.01")
-    one.add_argument("--pretrain-seed", nargs="+", type=int, default=[0])
-    one.add_argument(
-        "--all-columns", action="store_true", help="print the sets too that nothing is chosen by"
-    )
-    one.add_argument("--seed", nargs="+", type=int, default=[0])
-    return parser.parse_args(arguments)
+    parser.add_argument("cells", nargs="*", metavar="COLUMN=VALUE", help="values as in the CSV")
+    parser.add_argument("--table", choices=TABLES, default="study")
+    parser.add_argument("--output", type=Path, help="the CSV for new rows (default results/)")
+    parser.add_argument("--cache", type=Path, default=ROOT / "results" / "cache")
+    parser.add_argument("--workers", type=int, default=2 if jax.default_backend() == "cpu" else 1)
+    options = parser.parse_args(arguments)
+    name = "robustness.csv" if options.table == "study" else f"robustness_{options.table}.csv"
+    recorded = select(read(RESULTS / name), options.cells)
+    output = options.output or ROOT / "results" / name
+    rerun(options.table, recorded, output, Setup(options.cache), options.workers)
+    if options.cells:
+        compare(recorded, read(output))
 
 
-def picked(options: argparse.Namespace) -> list[Cell]:
-    """The cells that the options select."""
-    made = [Cell(*x) for x in itertools.product(*(getattr(options, key) for key in KEYS))]
-    untrained = {"learning_rate": 0.0, "setting": "", "seed": 0}
-    made = [x._replace(**untrained) if x.method == "zero_shot" else x for x in made]
-    return list(dict.fromkeys(made))
+def select(rows: list[Row], cells: Iterable[str]) -> list[Row]:
+    """Rows with the given values, and only those that can be run again."""
+    for column, _, value in (cell.partition("=") for cell in cells):
+        rows = [row for row in rows if row.get(column) == value]
+    rows = [row for row in rows if row.get("candidate", "ftp") in CANDIDATES]
+    if not rows:
+        raise SystemExit(
+            "No recorded row that can be run again has these values. Write COLUMN=VALUE as in the "
+            "CSV: learning_rate=0.01 seed=0."
+        )
+    return rows
 
 
-def print_cells(options: argparse.Namespace, sizes: Sizes, output: Path) -> None:
-    """Runs cells and prints each as a row, followed by the row in `output` if there is one."""
-    recorded = {cell(row): row for row in read(output, COLUMNS)} if output.exists() else {}
-    columns = [x for x in COLUMNS if options.all_columns or x not in cells.HIDDEN]
-    print(",".join(columns))
-    for one in picked(options):
-        (row,) = perform([Job(plan.trained(one), (one,))], sizes, options.cache).rows
-        print(",".join(text(row[column]) for column in columns))
-        if one in recorded:
-            print(",".join(recorded[one][column] for column in columns), "(recorded)")
+def key(row: Row) -> Row:
+    """The columns that identify a row. They come first."""
+    last = list(row).index("tensor" if "tensor" in row else "seed")
+    return {name: row[name] for name in list(row)[: last + 1]}
 
 
-def print_plan(output: Path, scope: plan.Scope, sizes: Sizes) -> None:
-    """Prints the missing runs by head, model and method, and an estimate of their seconds."""
-    rows = read(output, COLUMNS) if output.exists() else []
-    done = {cell(row): float(row["validation"]) for row in rows}
-    counts: Counter[tuple[str, ...]] = Counter()
-    costs: dict[tuple[str, ...], float] = defaultdict(float)
-    for job in plan.expected(done, scope):
-        what = "tuning" if job.trained.seed in scope.tuning_seeds else "final"
-        key = (job.trained.head, what, job.trained.method, job.trained.model)
-        counts[key] += 1
-        costs[key] += plan.seconds(job, sizes.steps)
-    print(f"{len(rows)} rows in {output}; missing:")
-    print(f"{'head':8}{'for':8}{'method':16}{'model':6}{'trainings':>10}{'core seconds':>14}")
-    for key in counts:
-        head, what, method, model = key
-        print(f"{head:8}{what:8}{method:16}{model:6}{counts[key]:10}{costs[key]:14.0f}")
-    hours = sum(costs.values()) / 3600
-    print(f"{sum(counts.values())} trainings, about {hours:.1f} hours of one core")
+def training(row: Row) -> Row:
+    """The training that a row rests on."""
+    made = {name: x for name, x in key(row).items() if name not in ("taken", "tensor")}
+    if made.get("method") in SOURCES:
+        made |= {"method": SOURCES[made["method"]], "setting": ""}
+    return made
+
+
+def rerun(table: str, recorded: list[Row], output: Path, setup: Setup, workers: int) -> None:
+    """Carries out the trainings whose rows `output` lacks, and appends the rows."""
+    columns = list(recorded[0])
+    done = {tuple(key(row).values()) for row in read(output, columns)}
+    jobs: dict[Any, list[Row]] = {}
+    for row in recorded:
+        if tuple(key(row).values()) not in done:
+            jobs.setdefault(tuple(training(row).items()), []).append(typed(key(row)))
+    learn = joblib.delayed(TABLES[table])
+    tasks = (learn(typed(dict(run)), wanted, setup) for run, wanted in jobs.items())
+    made: Any = joblib.Parallel(workers, return_as="generator_unordered")(tasks)
+    for rows in tqdm(made, desc=table, total=len(jobs)):
+        append(rows, columns, output)
+
+
+def typed(row: Row) -> Row:
+    """With numbers in place of their text."""
+    return {name: TYPES.get(name, str)(value) for name, value in row.items()}
+
+
+def compare(recorded: list[Row], again: list[Row]) -> None:
+    """Prints each row that was run again above the recorded one."""
+    rows = {tuple(key(row).values()): row for row in again}
+    print(",".join(recorded[0]))
+    for row in recorded:
+        print(",".join(rows[tuple(key(row).values())].values()))
+        print(",".join(row.values()), "(recorded)")
 
 
 if __name__ == "__main__":

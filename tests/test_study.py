@@ -1,7 +1,5 @@
-"""The robustness study at its smallest size: its plan, records, training and report."""
+"""The study at its smallest size: networks, methods, and running recorded rows again."""
 
-import csv
-from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -11,124 +9,37 @@ import numpy as np
 import pytest
 
 import tpgm_jax
-from benchmarks import robustness
-from benchmarks.study import cells, plan, records, report, runs, selection, training
-from benchmarks.study.cells import COLUMNS, Cell
-from benchmarks.study.methods import DERIVED, HEAD, METHODS, NEW_HEAD, Hyper, half, layerwise
-from benchmarks.study.models import MODELS, Attention, Conv, network
-from benchmarks.study.plan import Job, Scope
-from benchmarks.study.pretraining import FAST
-from benchmarks.study.queue import Resources, groups, work
-from benchmarks.study.records import Records
-from benchmarks.study.sets import sets
+from benchmarks import recording, robustness
+from benchmarks.study import cells, runs
+from benchmarks.study.methods import HEAD, SOURCES, Hyper, half, layerwise
+from benchmarks.study.models import Attention, Conv, network
+from benchmarks.study.pretraining import Setup
+from benchmarks.study.sets import few, sets
 from examples.digits.models import cross_entropy
+from examples.digits.settings import Settings
 
 pytestmark = pytest.mark.slow
-TRAINS = Cell("mlp", "reused", "finetune", 3e-3, "", 0, 0)
+SIZES = Settings(
+    steps=10,
+    batch=32,
+    radius_steps=3,
+    pretraining_images=400,
+    pretraining_steps=10,
+    pretraining_batch=32,
+)
 
 
-def complete_study(scope, done=()):
-    """All cells of a complete study, each with a validation accuracy of 50."""
-    known = dict(done)
-    while new := plan.jobs(known, scope):
-        known |= {cell: 50.0 for job in new for cell in job.wanted if cell not in known}
-    return known
-
-
-def test_every_method_is_tried_with_the_same_number_of_trainings():
-    for name, method in METHODS.items():
-        assert len(selection.candidates(name, Scope())) == 9, name
-        assert len(method.rates) * len(method.values) == 9, name
-
-
-def test_the_plan_covers_methods_models_heads_and_seeds():
-    known = complete_study(Scope())
-    for model in MODELS:
-        for method in (*METHODS, *DERIVED):
-            heads = cells.HEADS if method in NEW_HEAD else ("reused",)
-            for head in heads:
-                choice = selection.chosen(model, head, method, known, Scope())
-                assert choice is not None
-                for pretrain_seed in cells.PRETRAIN_SEEDS:
-                    for seed in cells.SEEDS:
-                        key = Cell(model, head, method, *choice, pretrain_seed, seed)
-                        assert key in known
-        for pretrain_seed in cells.PRETRAIN_SEEDS:
-            for rate in cells.CURVE_RATES:
-                run = TRAINS._replace(model=model, learning_rate=rate, seed=4)
-                assert run._replace(pretrain_seed=pretrain_seed) in known
-    assert not set(cells.SEEDS) & set(cells.TUNING_SEEDS)
-
-
-def test_the_curves_of_the_first_network_come_first():
-    first = plan.jobs({}, Scope())[:20]
-    assert {job.trained.pretrain_seed for job in first} == {0}
-    assert {job.trained.method for job in first} == {"finetune"}
-    # The curves of other networks come last.
-    made = list(plan.ordered(complete_study(Scope()), Scope()))
-    last = [cell.pretrain_seed for cell in made[-100:]]
-    assert set(last) == {2}
-    assert not any(cell.head == "new" for cell in made[-100:])
-
-
-def test_validation_chooses_and_ties_go_to_the_candidate_nearest_to_the_anchor():
-    pairs = selection.candidates("l2sp", Scope())
-    done = {
-        Cell("mlp", "reused", "l2sp", *pair, 0, seed): 90.0
-        for pair in pairs
-        for seed in cells.TUNING_SEEDS
-    }
-    assert selection.chosen("mlp", "reused", "l2sp", done, Scope()) == (1e-3, "weight=0.1")
-    better = Cell("mlp", "reused", "l2sp", *pairs[5], 0, 101)
-    assert selection.chosen("mlp", "reused", "l2sp", done | {better: 91.0}, Scope()) == pairs[5]
-    # Other seeds and other networks do not count.
-    for other in (better._replace(seed=0), better._replace(pretrain_seed=1)):
-        assert selection.chosen("mlp", "reused", "l2sp", done | {other: 99.0}, Scope()) == pairs[0]
-    del done[better]
-    assert selection.chosen("mlp", "reused", "l2sp", done, Scope()) is None
-
-
-def test_derived_methods_need_no_training():
-    wise = TRAINS._replace(method="wise", setting="alpha=0.5")
-    (job,) = [job for job in plan.jobs({}, Scope()) if job.trained == TRAINS]
-    assert {TRAINS, wise, TRAINS._replace(method="tpgm_posthoc")} < set(job.wanted)
-    (job,) = [job for job in plan.jobs({TRAINS: 1.0}, Scope()) if job.trained == TRAINS]
-    assert wise in job.wanted
-    assert TRAINS not in job.wanted
-
-
-def test_jobs_are_stacked_by_program():
-    ready = [Job(TRAINS._replace(method=m, seed=s), ()) for s in range(3) for m in ("ftp", "tpgm")]
-    stacked = groups(ready, 2)
-    assert [[(x.trained.method, x.trained.seed) for x in group] for group in stacked] == [
-        [("ftp", 0), ("ftp", 1)],
-        [("tpgm", 0), ("tpgm", 1)],
-        [("ftp", 2)],
-        [("tpgm", 2)],
-    ]
-
-
-def test_an_unfinished_last_line_is_dropped(tmp_path):
-    path = tmp_path / "rows.csv"
-    table = Records(path, ("a", "b"))
-    table.append([{"a": 1, "b": 2.0}, {"a": "x", "b": 98.648648}])
-    table.close()
+def test_an_unfinished_last_line_is_removed(tmp_path):
+    path, columns = tmp_path / "rows.csv", ("a", "b")
+    assert recording.read(path, columns) == []
+    recording.append([{"a": 1, "b": 2.0}, {"a": "x", "b": 98.648648}], columns, path)
     path.write_bytes(path.read_bytes() + b"3,4")
-    table = Records(path, ("a", "b"))
-    table.append([{"a": 5, "b": 6}])
-    table.close()
+    rows = recording.read(path, columns)
+    recording.append([{"a": 5, "b": 6}], columns, path)
     assert path.read_text() == "a,b\n1,2\nx,98.6486\n5,6\n"
-    assert table.rows == records.read(path, ("a", "b"))
-
-
-def test_rows_of_other_columns_and_a_second_writer_are_refused(tmp_path):
-    path = tmp_path / "rows.csv"
-    table = Records(path, ("a", "b"))
-    with pytest.raises(SystemExit, match="being written by another run"):
-        Records(path, ("a", "b"))
-    table.close()
+    assert recording.read(path, columns)[:2] == rows
     with pytest.raises(SystemExit, match="Move it away, or name another"):
-        Records(path, ("a", "c"))
+        recording.read(path, ("a", "c"))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -160,7 +71,7 @@ def test_attention_by_matrices_equals_flax_s():
 
 def test_new_shifts_are_images_that_differ_from_the_test_set():
     tested = sets().tested
-    assert list(tested) == [*("validation", "id"), *cells.SHIFTS, *cells.NEW_SHIFTS]
+    assert list(tested) == list(cells.COLUMNS[8:])
     for name in cells.NEW_SHIFTS:
         images, labels = tested[name]
         assert images.shape == (500, 16, 16)
@@ -206,78 +117,103 @@ def test_post_hoc_fit_is_fit_radii():
     apply = network("mlp").apply
     anchor, tuned = (network("mlp").init(jax.random.key(i), jnp.zeros((1, 16, 16))) for i in (0, 1))
     radius = jax.tree.map(lambda x: x[:20], sets().radius)
-    fit = training.fitter("mlp", "reused", 5)
-    (params, state) = fit(*(jax.tree.map(lambda x: x[None], x) for x in (tuned, anchor)), radius)
+    params = runs.fitter("mlp", None, 5)(tuned, anchor, radius)
     expected = tpgm_jax.fit_radii(
         lambda p, batch: cross_entropy(apply, p, *batch), tuned, anchor, [radius] * 5
     )
     # Five steps of Adam, whose size 1e-2 hardly depends on the gradient's rounding.
-    found = tpgm_jax.radii(jax.tree.map(lambda x: x[0], state), tuned)
-    assert found == pytest.approx(expected.radii, abs=1e-4)
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected.params), strict=True):
-        np.testing.assert_allclose(a[0], b, atol=1e-4)
+        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 @pytest.fixture
-def fast_compilation():
-    """Turns off optimisations, because compiling takes all the time and training none."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def small(tmp_path, monkeypatch):
+    """Runs recorded rows again, with small sizes."""
+    monkeypatch.setattr(runs, "accuracy", lambda model, params: measure(params))
+    made = Setup(tmp_path / "cache", SIZES)
+
+    def measure(params):
+        # A number that every small change of a weight changes in its first digits.
+        number = float(sum(jnp.sin(1e4 * x).sum() for x in jax.tree.leaves(params)))
+        return dict.fromkeys(cells.COLUMNS[8:], number)
+
+    def rerun(table, rows):
+        robustness.rerun(table, rows, tmp_path / "again.csv", made, workers=1)
+        return recording.read(tmp_path / "again.csv")
+
+    return rerun
 
 
-@pytest.mark.usefixtures("fast_compilation")
-def test_study_runs_reports_and_is_not_run_twice(tmp_path, monkeypatch):
-    scope = replace(plan.FAST, models=("mlp",), heads=("reused",))
-    path, here = tmp_path / "study.csv", Resources(workers=0, stack=2, cache=tmp_path / "cache")
-    work(path, scope, FAST, here)
-    rows = records.read(path, COLUMNS)
-    done = {records.cell(row): row for row in rows}
-    assert len(done) == len(rows), "a cell was run twice"
-    assert set(done) == set(complete_study(scope))
-    for row in rows:
-        assert all(0 <= float(row[name]) <= 100 for name in COLUMNS[8:])
-    radii = records.read(path.with_name("study_radii.csv"), runs.RADII_COLUMNS)
-    assert {row["method"] for row in radii} >= {"ftp", "tpgm"}
+def recorded(table, *choices):
+    name = "robustness.csv" if table == "study" else f"robustness_{table}.csv"
+    return robustness.select(recording.read(robustness.RESULTS / name), choices)
+
+
+def test_every_method_of_the_recorded_rows_runs_again_and_resumes(small, tmp_path, monkeypatch):
+    rows = recorded("study", "model=mlp", "head=reused", "pretrain_seed=0")
+    rows = list({row["method"]: row for row in reversed(rows)}.values())
+    trainings = []
+    monkeypatch.setitem(
+        robustness.TABLES, "study", lambda *args: trainings.append(args[0]) or runs.learn(*args)
+    )
+    again = small("study", rows)
+    keys = [tuple(robustness.key(x).values()) for x in rows]
+    assert sorted(tuple(robustness.key(x).values()) for x in again) == sorted(keys)
+    # Methods that train nothing share the training that they rest on.
+    assert len({tuple(robustness.training(x).items()) for x in rows}) == len(trainings)
+    assert not {x["method"] for x in trainings} & set(SOURCES)
+    # All methods end at other weights.
+    assert len({row["id"] for row in again}) == len(rows)
 
     # After a kill only the lost row is computed again, with the same result.
-    whole = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(whole[:-1]) + whole[-1][:20])
-    work(path, scope, FAST, here)
-    again = {records.cell(row): row for row in records.read(path, COLUMNS)}
-    assert set(again) == set(done)
-    for key, row in again.items():
-        assert {**row, "seconds": ""} == {**done[key], "seconds": ""}
-
-    monkeypatch.setattr(runs, "perform", None)
-    work(path, scope, FAST, here)
-    page, results = (tmp_path / "docs" / name for name in ("page.md", "results.md"))
-    page.parent.mkdir()
-    for file in (page, results):
-        file.write_text(f"above\n\n{report.START}\n{report.END}\n\nbelow\n")
-    report.main(["--fast", "--input", str(path), "--page", str(page), "--open"])
-    text = page.read_text()
-    assert text.startswith("above")
-    assert text.endswith("below\n")
-    assert "| FTP (1 of 15 runs) |" in text
-    assert not any(name.replace("_", " ") in text for name in cells.HIDDEN)
-    report.main(["--fast", "--input", str(path), "--page", str(page)])
-    assert all(name.replace("_", " ") in page.read_text() for name in cells.HIDDEN)
-    assert results.read_text().count("| FTP | ") == 1
-    assert (page.parent / "page" / "rates.png").read_bytes().startswith(b"\x89PNG")
+    path = tmp_path / "again.csv"
+    path.write_bytes(path.read_bytes()[:-20])
+    trainings.clear()
+    resumed = small("study", rows)
+    assert len(trainings) == 1
+    for before, after in zip(again, resumed, strict=True):
+        assert before | {"seconds": ""} == after | {"seconds": ""}
 
 
-def test_the_command_on_the_page_prints_one_cell(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(robustness, "FAST_OUTPUT", tmp_path / "study.csv")
-    monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    robustness.main(
-        [
-            *("--fast", "--cache", str(tmp_path), "--method", "zero_shot"),
-            *("--model", "mlp", "--seed", "0", "1"),
-        ]
-    )
-    printed = list(csv.DictReader(capsys.readouterr().out.splitlines()))
-    assert [row["method"] for row in printed] == ["zero_shot"]
-    assert not set(printed[0]) & set(cells.HIDDEN)
-    robustness.main(["--fast", "--plan"])
-    assert "reused" in capsys.readouterr().out
+@pytest.mark.parametrize("table", ["few_labels", "exploration", "radii"])
+def test_rows_of_other_tables_run_again(table, small):
+    rows = recorded(table, "model=mlp")
+    (first, *others) = (x for x in rows if x.get("method", x.get("candidate")) == "ftp")
+    rows = [first, *(x for x in others if robustness.training(x) == robustness.training(first))]
+    again = small(table, rows)
+    assert list(map(robustness.key, again)) == list(map(robustness.key, rows))
+    if table == "exploration":
+        # The eight mixtures differ. No set that is held back is recorded.
+        assert len({row["id"] for row in again}) == 8
+        assert not set(again[0]) & {*cells.HELD_BACK, *cells.NEW_SHIFTS}
+    if table == "radii":
+        assert all(float(row["radius"]) > 0 for row in again)
+
+
+def test_few_labels_are_equally_many_of_each_class():
+    images, labels = few(100, seed=1)
+    assert images.shape == (100, 16, 16)
+    np.testing.assert_array_equal(np.bincount(labels), [10] * 10)
+    assert not np.array_equal(images, few(100, seed=2).images)
+
+
+def test_a_continual_run_keeps_its_anchor_near_the_last_task(small):
+    rows = recorded("continual", "model=mlp", "learning_rate=0.001", "seed=0")
+    rows = [x for x in rows if x["method"] in ("finetune", "ftp")]
+    again = {row["method"]: row for row in small("continual", rows)}
+    assert again.keys() == {"finetune", "ftp"}
+    assert again["finetune"]["accuracy"] != again["ftp"]["accuracy"]
+
+
+def test_the_command_on_the_page_prints_a_row_above_the_recorded_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(robustness, "Setup", lambda cache: Setup(tmp_path, SIZES))
+    options = ["--output", str(tmp_path / "again.csv"), "--workers", "1"]
+    chosen = ["model=mlp", "method=zero_shot", "pretrain_seed=0"]
+    robustness.main([*options, *chosen])
+    header, again, old = capsys.readouterr().out.splitlines()
+    assert header == ",".join(cells.COLUMNS)
+    assert again.startswith("mlp,reused,zero_shot,0,,0,0,0,")
+    assert old.startswith("mlp,reused,zero_shot,0,,0,0,0,65.5405,")
+    assert old.endswith(" (recorded)")
+    with pytest.raises(SystemExit, match="Write COLUMN=VALUE as in the CSV"):
+        robustness.main([*options, "method=zero-shot"])

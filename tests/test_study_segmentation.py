@@ -1,16 +1,15 @@
-"""The study's dense prediction: masks, their measure, and a rehearsal."""
-
-import csv
+"""The study's dense prediction: masks, their measure, and a small run."""
 
 import numpy as np
 import pytest
 
 from benchmarks.study import cells, segmentation
-from benchmarks.study.pretraining import FAST
+from benchmarks.study.models import UNet
+from benchmarks.study.pretraining import Setup
 from benchmarks.study.sets import sets
-from benchmarks.study.training import Finished
-from benchmarks.study.unet import UNet
+from benchmarks.study.training import Trained
 from examples.digits.data import generator
+from examples.digits.settings import Settings
 
 pytestmark = pytest.mark.slow
 
@@ -69,69 +68,31 @@ def test_mean_iou_equals_a_hand_computation():
     assert segmentation.mean_iou(classes, classes) == 1
 
 
-def test_a_rehearsal_has_a_row_for_each_run_and_resumes(tmp_path, monkeypatch):
+def test_methods_are_derived_from_a_training(tmp_path, monkeypatch):
+    anchor, tuned, mean = ({"w": np.full((2,), x, np.float32)} for x in (0.0, 1.0, 0.5))
+    monkeypatch.setattr(segmentation, "pretrained", lambda *_: anchor)
+    monkeypatch.setattr(segmentation, "finetune", lambda *_: Trained(tuned, mean, None, 1.5))
+    monkeypatch.setattr(segmentation, "accuracy", lambda params: {"id": float(params["w"].mean())})
+    run = {"method": "finetune", "pretrain_seed": 0, "setting": ""}
+    wanted = [
+        run,
+        run | {"method": "wise", "setting": "alpha=0.5"},
+        run | {"method": "recommended"},
+    ]
+    made = segmentation.learn(run, wanted, Setup(tmp_path))
+    assert [x["id"] for x in made] == [1.0, 0.5, pytest.approx(0.45)]
+    assert {x["seconds"] for x in made} == {1.5}
+
+
+def test_a_small_network_is_pre_trained_and_fine_tuned(tmp_path, monkeypatch):
     # With two widths it compiles in half the time.
     monkeypatch.setattr(segmentation, "NETWORK", UNet(widths=(4, 8)))
-
-    def rehearse(*seeds):
-        # Each further method would be compiled. Another test checks that methods differ.
-        scope = segmentation.Scope(methods=("ftp",), rates=(1e-3,), seeds=seeds)
-        segmentation.run(tmp_path / "rows.csv", scope, FAST, tmp_path / "cache")
-        with (tmp_path / "rows.csv").open(newline="") as file:
-            return list(csv.DictReader(file))
-
-    first = rehearse(0)
-    assert [row["method"] for row in first] == ["ftp"]
-    rows = rehearse(0, 1)
-    assert rows[:1] == first
-    assert [row["seed"] for row in rows] == ["0", "1"]
-    assert all(0 < float(row["id"]) < 100 for row in rows)
-
-
-def test_wise_ft_is_derived_from_a_fine_tuning(tmp_path, monkeypatch):
-    anchor, tuned = ({"w": np.full((1, 2), x, np.float32)} for x in (0.0, 1.0))
-    monkeypatch.setattr(segmentation, "pretrained", lambda *_: anchor)
-    monkeypatch.setattr(segmentation, "trainer", lambda *_: None)
-    finished = Finished({"w": tuned["w"][None]}, {"w": 0.5 * tuned["w"][None]}, None)
-    monkeypatch.setattr(segmentation, "timed", lambda *_: (finished, 1.5))
-    monkeypatch.setattr(segmentation, "accuracy", lambda params: {"id": float(params["w"].mean())})
-    run = {"method": "finetune", "learning_rate": 1e-3, "setting": ""}
-    made = segmentation.learn(run | {"pretrain_seed": 0, "seed": 0}, FAST, tmp_path)
-    assert [(x["method"], x["setting"], x["id"]) for x in made] == [
-        ("finetune", "", 1.0),
-        ("wise", "alpha=0.5", 0.5),
-    ]
-    # Nine tenths of the mean of the iterates.
-    made = segmentation.learn(
-        run | {"method": "ftp_anchor", "pretrain_seed": 0, "seed": 0}, FAST, tmp_path
+    sizes = Settings(
+        steps=10, batch=32, pretraining_images=400, pretraining_steps=10, pretraining_batch=32
     )
-    assert [x["method"] for x in made] == ["ftp_anchor", "recommended"]
-    assert made[1]["id"] == pytest.approx(0.45)
-
-
-def test_derived_rows_are_computed_again_without_writing_the_run_twice(tmp_path, monkeypatch):
-    def learn(run, *_):
-        asked.append((run["method"], run["setting"]))
-        row = run | dict.fromkeys(segmentation.COLUMNS[5:], 1.0)
-        rows = {"finetune": {"method": "wise", "setting": "alpha=0.5"}}
-        return [row, *([row | rows[run["method"]]] if run["method"] in rows else [])]
-
-    monkeypatch.setattr(segmentation, "learn", learn)
-
-    def methods_in_file(*methods):
-        asked.clear()
-        scope = segmentation.Scope(methods=methods, rates=(1e-3,), seeds=(0,))
-        segmentation.run(tmp_path / "rows.csv", scope, FAST, tmp_path)
-        with (tmp_path / "rows.csv").open(newline="") as file:
-            return [row["method"] for row in csv.DictReader(file)]
-
-    asked: list[tuple[str, str]] = []
-    assert methods_in_file("finetune", "l2sp") == ["finetune", "l2sp"]
-    assert asked == [("finetune", ""), ("l2sp", "weight=0.01")]
-    assert methods_in_file("zero_shot", "finetune", "wise") == [
-        "finetune",
-        "l2sp",
-        "wise",
-        "zero_shot",
-    ]
-    assert asked == [("finetune", ""), ("zero_shot", "")]
+    run = {"method": "ftp", "learning_rate": 1e-3, "setting": "", "pretrain_seed": 0, "seed": 0}
+    setup = Setup(tmp_path, sizes)
+    (row,) = segmentation.learn(run, [run], setup)
+    (untrained,) = segmentation.learn(run | {"method": "zero_shot"}, [run], setup)
+    assert 0 < row["id"] < 100
+    assert row["id"] != untrained["id"]

@@ -17,16 +17,15 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from benchmarks.robustness import ROOT
+from benchmarks.recording import append, read, text
 from benchmarks.sentiment import cost
 from benchmarks.sentiment.cells import COLUMNS, KEYS, Job, jobs
 from benchmarks.sentiment.report import report
 from benchmarks.sentiment.runs import Bench, bench
-from benchmarks.study.records import Records, read, text
 from examples.sentiment.demo import OUTPUT as DEMO
 from examples.sentiment.training import STEPS
 
-OUTPUT = ROOT / "benchmarks" / "results" / "sentiment.csv"
+OUTPUT = Path(__file__).parents[1] / "results" / "sentiment.csv"
 CACHE = DEMO / "cache"
 
 
@@ -66,10 +65,9 @@ def missing(rows: Sequence[dict[str, str]]) -> list[Job]:
 
 
 def work(options: argparse.Namespace) -> None:
-    records = Records(options.output, COLUMNS)
     todo = [
         job
-        for job in missing(records.rows)
+        for job in missing(read(options.output, COLUMNS))
         if not options.method or job.trained.method in options.method
     ][: options.runs]
     benches: dict[str, Bench] = {}
@@ -83,13 +81,12 @@ def work(options: argparse.Namespace) -> None:
             if run.source not in benches:
                 benches[run.source] = bench(run.source, options.cache)
             for row in benches[run.source].perform(job, lambda: bar.update()):
-                records.append([row])
-    records.close()
+                append([row], COLUMNS, options.output)
 
 
 def print_plan(output: Path) -> None:
     """Prints the missing trainings, and an estimate from the seconds of those there are."""
-    rows = read(output, COLUMNS) if output.exists() else []
+    rows = read(output, COLUMNS)
     todo = missing(rows)
     counts = Counter((x.trained.source, x.trained.head, x.trained.method) for x in todo)
     for (source, head, method), count in counts.items():

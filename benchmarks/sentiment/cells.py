@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from benchmarks.recording import setting
 from benchmarks.sentiment.methods import DERIVED, METHODS
-from benchmarks.study.cells import setting
 from examples.sentiment.texts import DOMAINS
 
 SOURCES = ("movie", "amazon")

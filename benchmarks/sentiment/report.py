@@ -7,8 +7,7 @@ import numpy as np
 
 from benchmarks.sentiment.cells import RATES
 from benchmarks.sentiment.methods import DERIVED, METHODS
-from benchmarks.study.summary import half_interval
-from benchmarks.study.tables import markdown
+from benchmarks.tables import half_interval, markdown
 from examples.sentiment.summary import others
 from examples.sentiment.texts import DOMAINS
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 import tpgm_jax
+from benchmarks.recording import value
 from benchmarks.sentiment.cells import Cell, Job
 from benchmarks.sentiment.methods import METHODS, RECOMMENDED_ALPHA
-from benchmarks.study.cells import value
 from examples.digits import storage
 from examples.digits.data import generator
 from examples.digits.training import shuffled

@@ -1,16 +1,14 @@
-"""The pictures of the page."""
-
-from collections.abc import Sequence
+"""The figures of the page."""
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.study import cells
-from benchmarks.study.cells import KEYS
-from benchmarks.study.summary import Groups, Row, Study, spread, values
-from benchmarks.study.tables import LABELS, MODEL_LABELS, curved
+from benchmarks.study.summary import OOD, Frame
+from benchmarks.study.tables import LABELS, MODEL_LABELS
 
-# Okabe and Ito's colours, which the colour-blind tell apart; the markers differ as well.
+# Okabe and Ito's colours, which colour-blind readers can tell apart; the markers differ as well.
 STYLES = {
     "finetune": ("#D55E00", "o"),
     "finetune_mean": ("#D55E00", "x"),
@@ -24,117 +22,85 @@ STYLES = {
     "ftp_anchor_mean": ("#000000", "+"),
     "recommended": ("#882255", "*"),
 }
+CURVED = [name for name in LABELS if name in STYLES]
 
 
-def over_rates(study: Study, shown: Groups) -> Figure:
+def over_rates(curves: Frame) -> Figure:
     """ID and OOD against the learning rate, a column for each model."""
-    name, overall = shown.overall
-    models = [model for model in cells.MODELS if curved(study, model)]
-    made = Figure(figsize=(4.2 * max(len(models), 1), 7.2), dpi=120, layout="constrained")
-    panels = made.subplots(2, max(len(models), 1), squeeze=False, sharex=True)
-    for column, model in enumerate(models):
-        for method, setting in curved(study, model):
-            by_rate = study.curve(model, "reused", method, setting)
-            for row, sets in enumerate((("id",), overall)):
-                runs = [values(x, sets) for x in by_rate.values()]
-                colour, marker = STYLES[method]
-                label = LABELS[method]  # its setting differs from model to model
-                axes = panels[row, column]
-                axes.plot(
-                    list(by_rate),
-                    [x.mean() for x in runs],
-                    color=colour,
-                    marker=marker,
-                    ls="--" if method.endswith("_mean") else "-",
-                    label=label,
-                )
-                apart = [np.nan_to_num(spread(x)) for x in runs]
-                axes.fill_between(
-                    list(by_rate),
-                    [x.mean() - y for x, y in zip(runs, apart, strict=True)],
-                    [x.mean() + y for x, y in zip(runs, apart, strict=True)],
-                    color=colour,
-                    alpha=0.1,
-                    lw=0,
-                )
-        panels[0, column].set_title(MODEL_LABELS[model])
-        panels[0, column].set_ylim(bottom=_floor(panels[0, column], 85))
-        panels[1, column].set_xlabel("learning rate of Adam")
-        panels[1, column].set_xscale("log")
-        panels[1, column].set_xticks(cells.CURVE_RATES, [f"{x:g}" for x in cells.CURVE_RATES])
-        panels[1, column].minorticks_off()
-    for axes in panels.flat:
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+    made, panels = _panels(2, 12.6, 7.2)
+    for model, column in zip(cells.MODELS, panels.T, strict=True):
+        for axes, name in zip(column, ("id", OOD), strict=True):
+            by_rate = curves.loc[model].groupby(["method", "learning_rate"])[name]
+            for method in CURVED:
+                x, apart = by_rate.mean()[method], by_rate.std()[method]
+                axes.plot(x.index, x, **_line(method))
+                shade = {"color": STYLES[method][0], "alpha": 0.1, "lw": 0}
+                axes.fill_between(x.index, x - apart, x + apart, **shade)
+        # One collapsed run would squeeze all others together.
+        column[0].set_ylim(bottom=max(column[0].get_ylim()[0], 85))
+        column[0].set_title(MODEL_LABELS[model])
+        column[1].set(xlabel="learning rate of Adam", xscale="log")
+        column[1].set_xticks(cells.CURVE_RATES, [f"{x:g}" for x in cells.CURVE_RATES])
+        column[1].minorticks_off()
     panels[0, 0].set_ylabel("ID accuracy, %")
-    panels[1, 0].set_ylabel(f"mean accuracy, %: {name}")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    return made
+    panels[1, 0].set_ylabel(f"mean accuracy, %: {OOD}")
+    return _with_legend(made, panels[0, 0])
 
 
-def against_each_other(study: Study, shown: Groups) -> Figure:
+def against_each_other(curves: Frame) -> Figure:
     """OOD against ID, a line along the learning rates for each method."""
-    name, overall = shown.overall
-    models = [model for model in cells.MODELS if curved(study, model)]
-    made = Figure(figsize=(4.2 * max(len(models), 1), 4.6), dpi=120, layout="constrained")
-    panels = made.subplots(1, max(len(models), 1), squeeze=False)[0]
-    for axes, model in zip(panels, models, strict=False):
-        for method, setting in curved(study, model):
-            runs = study.curve(model, "reused", method, setting)
-            colour, marker = STYLES[method]
-            x = [values(r, ["id"]).mean() for r in runs.values()]
-            y = [values(r, overall).mean() for r in runs.values()]
-            style = "--" if method.endswith("_mean") else "-"
-            axes.plot(x, y, color=colour, marker=marker, ls=style, label=LABELS[method], alpha=0.8)
-            sizes = 18 + 22 * np.arange(len(x))  # larger towards the highest rate
-            axes.scatter(x, y, s=sizes, color=colour, marker=marker)
-        axes.set(title=MODEL_LABELS[model], xlabel="ID accuracy, %")
-        axes.set_xlim(left=_floor(axes, 90, "x"))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel(f"mean accuracy, %: {name}")
-    handles, labels = panels[0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    return made
-
-
-def radii(rows: Sequence[Row]) -> Figure:
-    """Final radii of the learned-radius methods, by tensor, at learning rate 1e-2."""
-    # A run that was made again, for what is derived from it, is there twice.
-    once = {tuple(row[key] for key in (*KEYS, "tensor")): row for row in rows}
-    rows = [
-        row
-        for row in once.values()
-        if row["head"] == "reused" and float(row["learning_rate"]) == 1e-2
-        if int(row["seed"]) in cells.SEEDS
-    ]
-    made = Figure(figsize=(13, 5.4), dpi=120, layout="constrained")
-    panels = made.subplots(1, len(cells.MODELS))
-    methods = [x for x in ("ftp", "ftp_anchor", "tpgm") if any(r["method"] == x for r in rows)]
+    made, panels = _panels(1, 12.6, 4.6)
     for axes, model in zip(panels, cells.MODELS, strict=True):
-        mine = [row for row in rows if row["model"] == model]
-        tensors = list(dict.fromkeys(row["tensor"] for row in mine))
-        for method in methods:
+        means = curves.loc[model].groupby(["method", "learning_rate"])[["id", OOD]].mean()
+        for method in CURVED:
+            x, y = means.loc[method].to_numpy().T
+            axes.plot(x, y, **_line(method), alpha=0.8)
             colour, marker = STYLES[method]
-            found = [
-                [float(r["radius"]) for r in mine if (r["method"], r["tensor"]) == (method, tensor)]
-                for tensor in tensors
-            ]
-            means = [np.mean(x) if x else np.nan for x in found]
-            label = LABELS[method]
-            axes.plot(means, range(len(tensors)), marker, color=colour, label=label, ms=4)
+            # Larger towards the highest rate.
+            axes.scatter(x, y, s=18 + 22 * np.arange(len(x)), color=colour, marker=marker)
+        axes.set(title=MODEL_LABELS[model], xlabel="ID accuracy, %")
+        axes.set_xlim(left=max(axes.get_xlim()[0], 90))
+    panels[0].set_ylabel(f"mean accuracy, %: {OOD}")
+    return _with_legend(made, panels[0])
+
+
+def radii(rows: Frame) -> Figure:
+    """Final radii of each tensor, the mean over runs at learning rate 1e-2 with the reused head."""
+    rows = rows[(rows["head"] == "reused") & (rows.learning_rate == 1e-2)]
+    rows = rows[rows.seed.isin(cells.SEEDS)].drop_duplicates([*cells.KEYS, "tensor"], keep="last")
+    made, panels = _panels(1, 13, 5.4)
+    for axes, model in zip(panels, cells.MODELS, strict=True):
+        mine = rows[rows.model == model]
+        tensors = mine.tensor.unique()
+        means = mine.groupby(["method", "tensor"]).radius.mean()
+        for method in ("ftp", "ftp_anchor", "tpgm"):
+            colour, marker = STYLES[method]
+            found = means[method].reindex(tensors)
+            axes.plot(found, range(len(found)), marker, color=colour, label=LABELS[method], ms=4)
         names = [name.removeprefix("params/") for name in tensors]
         axes.set_yticks(range(len(names)), names, fontsize=5 if len(names) > 30 else 8)
         axes.set(title=MODEL_LABELS[model], xlabel="radius (L1 norm of a row)", xscale="log")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    if methods and any(row["model"] == cells.MODELS[0] for row in rows):
-        panels[0].legend(frameon=False, fontsize=8)
+    panels[0].legend(frameon=False, fontsize=8)
     return made
 
 
-def _floor(axes: object, value: float, axis: str = "y") -> float:
-    """Not below `value`: one collapsed run would squeeze all others together."""
-    low, _ = getattr(axes, f"get_{axis}lim")()
-    return max(low, value)
+def _line(method: str) -> dict[str, str]:
+    colour, marker = STYLES[method]
+    dashes = "--" if method.endswith("_mean") else "-"
+    return {"color": colour, "marker": marker, "ls": dashes, "label": LABELS[method]}
+
+
+def _panels(rows: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """A figure with a column for each model."""
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    panels = figure.subplots(rows, 3, sharex=rows > 1)
+    for axes in panels.flat:
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def _with_legend(figure: Figure, axes: Axes) -> Figure:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    return figure

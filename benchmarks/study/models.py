@@ -1,8 +1,7 @@
-"""The three networks: an MLP, a conv net with GroupNorm, a small vision transformer.
+"""The networks: an MLP, a conv net with GroupNorm, a small vision transformer, and a U-net.
 
-Many runs are trained at once, each with weights of its own, and XLA on CPU is slow at that
-with convolutions: they become grouped ones, and those in a loop run on one core. So a
-convolution is written as patches times a matrix, which `vmap` makes a batched product.
+Convolution and attention are written as matrix products, because XLA on CPU runs convolutions in a
+loop on one core, and has a fast routine only for two-dimensional products.
 """
 
 from collections.abc import Sequence
@@ -56,10 +55,7 @@ class ConvNet(nn.Module):
 
 
 class Attention(nn.Module):
-    """`flax.linen.MultiHeadDotProductAttention` on itself: same parameters, same results.
-
-    Written with two-dimensional products, which XLA on CPU has a fast routine for.
-    """
+    """`flax.linen.MultiHeadDotProductAttention` on itself: same parameters, same results."""
 
     heads: int
 
@@ -120,26 +116,34 @@ class ViT(nn.Module):
         return nn.Dense(self.classes, name="head")(nn.LayerNorm(name="norm")(x).mean(axis=1))
 
 
+class UNet(nn.Module):
+    """One class for each pixel, or the background: `[n, 16, 16, classes + 1]`.
+
+    Down to 4x4 and up again by repetition, joined with the layer of the same size on the way down.
+    """
+
+    widths: Sequence[int] = (16, 32, 64)
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        def layer(x: jax.Array, width: int, stride: int, name: str) -> jax.Array:
+            x = Conv(width, stride, name=f"conv_{name}")(x)
+            return nn.relu(nn.GroupNorm(4, name=f"norm_{name}")(x))
+
+        x, seen = images[..., None], []
+        for i, width in enumerate(self.widths):
+            x = layer(x, width, 2 if i else 1, f"down_{i}")
+            seen.append(x)
+        for i in reversed(range(len(self.widths) - 1)):
+            x = x.repeat(2, axis=1).repeat(2, axis=2)
+            x = layer(jnp.concatenate([x, seen[i]], axis=-1), self.widths[i], 1, f"up_{i}")
+        return nn.Dense(self.classes + 1, name="head")(x)
+
+
 MODELS = {"mlp": MLP, "conv": ConvNet, "vit": ViT}
 
 
 def network(model: str, classes: int = 10) -> nn.Module:
     """Of `MODELS`, by name."""
     return MODELS[model](classes=classes)
-
-
-def depth(path: str) -> int:
-    """How many layers a parameter lies above the lowest: what layer-wise decay counts.
-
-    The numbers in its layer's name: 1, 2, ... of the hidden layers. What comes before the first
-    is 0, and what comes after the last, the final norm and the head, is at the top.
-    """
-    layer = path.split("/")[1]
-    if layer in ("patches", "positions"):
-        return 0
-    digits = "".join(c for c in layer if c.isdigit())
-    return int(digits) if digits else TOP
-
-
-# Deeper than any numbered layer; `methods` brings it down to one above the highest.
-TOP = 99

@@ -1,21 +1,13 @@
 """The tables of the page, as Markdown."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
+import pandas as pd
 
 from benchmarks.study import cells
-from benchmarks.study.methods import DERIVED, METHODS
-from benchmarks.study.summary import (
-    Difference,
-    Groups,
-    Pair,
-    Row,
-    Study,
-    difference,
-    spread,
-    values,
-)
+from benchmarks.study.summary import MEANS, OOD, Frame, difference
+from benchmarks.tables import markdown
 
 LABELS = {
     "zero_shot": "zero-shot",
@@ -44,202 +36,152 @@ BASELINES = ("finetune", "wise", "l2sp")
 SUMMARISED = ("zero_shot", *BASELINES, "ftp", "tpgm", "ftp_anchor", "recommended")
 
 
-def markdown(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [list(header), *(list(row) for row in rows)]
-    if len(lines) == 1:
-        return "No runs yet."
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def labelled(table: Frame) -> str:
+    """A table whose index is methods: in the order of `LABELS`, numbers with one digit."""
+    ordered = table.loc[[name for name in LABELS if name in table.index]]
+    text = ordered.map(lambda x: x if isinstance(x, str) else f"{x:.1f}".replace("nan", ""))
+    rows = ([LABELS[row[0]], *row[1:]] for row in text.itertuples())
+    return markdown(["method", *text.columns], rows)
 
 
-def tuned(study: Study, model: str, head: str, shown: Groups) -> str:
-    """Every method at the setting that validation chose."""
-    header = ["method", "rate", "setting", "valid.", "ID", *shown.means, "± seeds", "s a run"]
-    rows = []
-    for method in in_order(study, model, head):
-        choice, runs = study.chosen(model, head, method), study.tuned(model, head, method)
-        if not choice or not runs:
-            continue
-        means = [values(runs, sets) for sets in shown.means.values()]
-        overall = values(runs, shown.overall[1])
-        rows.append(
-            [
-                LABELS[method] + _count(runs, method),
-                f"{choice[0]:g}" if choice[0] else "",
-                choice[1],
-                *(f"{values(runs, [x]).mean():.1f}" for x in ("validation", "id")),
-                *(f"{x.mean():.1f}" for x in means),
-                "" if np.isnan(within(runs, overall)) else f"{within(runs, overall):.1f}",
-                f"{np.median(values(runs, ['seconds'])):.1f}",
-            ]
-        )
-    return markdown(header, rows)
+def at_the_choice(runs: Frame) -> str:
+    """Every method at the setting that validation chose; the runs of one model and head."""
+    by = runs.groupby("method")
+    columns = {
+        "rate": by.learning_rate.first().map("{:g}".format).replace("0", ""),
+        "setting": by.setting.first(),
+        "valid.": by.validation.mean(),
+        "ID": by.id.mean(),
+        **{name: by[name].mean() for name in MEANS},
+    }
+    variance = runs.groupby(["method", "pretrain_seed"])[OOD].var()
+    columns["± seeds"] = variance.groupby("method").mean() ** 0.5
+    return labelled(pd.DataFrame({**columns, "s a run": by.seconds.median()}))
 
 
-def summary(study: Study, shown: Groups) -> str:
-    """ID / OOD of the main methods at the settings that validation chose, a column for each model.
+def summary(tuned: Frame, curves: Frame) -> str:
+    """ID / OOD of the main methods at the chosen settings, and the range of OOD over the rates."""
+    runs = tuned.xs("reused", level="head").groupby(["model", "method"])[["id", OOD]].mean()
+    by_rate = curves.groupby(["model", "method", "learning_rate"])[OOD].mean()
+    spans = by_rate.groupby(["model", "method"]).agg(["min", "max"])
 
-    And in brackets between what OOD accuracies it varies over the learning rates of the curve.
-    """
-    _, overall = shown.overall
-    rows = []
-    for method in SUMMARISED:
-        row = [LABELS[method]]
-        for model in cells.MODELS:
-            runs = study.tuned(model, "reused", method)
-            settings = dict(curved(study, model))
-            by_rate = study.curve(model, "reused", method, settings.get(method, ""))
-            found = [values(x, overall).mean() for x in by_rate.values()]
-            text = ""
-            if runs:
-                text = f"{values(runs, ['id']).mean():.1f} / {values(runs, overall).mean():.1f}"
-            if len(found) == len(cells.CURVE_RATES):
-                text += f" ({min(found):.0f} to {max(found):.0f})"
-            row.append(text)
-        rows.append(row)
+    def text(key: tuple[str, str]) -> str:
+        pair = "{:.1f} / {:.1f}".format(*runs.loc[key])
+        return pair + (" ({:.0f} to {:.0f})".format(*spans.loc[key]) if key in spans.index else "")
+
+    rows = [[LABELS[x], *(text((model, x)) for model in cells.MODELS)] for x in SUMMARISED]
     return markdown(["", *MODEL_LABELS.values()], rows)
 
 
-def each_set(study: Study, model: str, head: str, shown: Groups) -> str:
-    """The same runs, set by set."""
-    rows = []
-    for method in in_order(study, model, head):
-        runs = study.tuned(model, head, method)
-        if runs:
-            numbers = [values(runs, [name]) for name in ("id", *shown.sets)]
-            rows.append([LABELS[method], *(f"{x.mean():.1f}" for x in numbers)])
-    return markdown(["method", "ID", *(name.replace("_", " ") for name in shown.sets)], rows)
+def each_set(runs: Frame) -> str:
+    """The same runs as in `at_the_choice`, set by set."""
+    means = runs.groupby("method")[["id", *cells.SHIFTS, *cells.NEW_SHIFTS]].mean()
+    means.columns = ["ID", *(x.replace("_", " ") for x in means.columns[1:])]
+    return labelled(means)
 
 
-def curves(study: Study, model: str, shown: Groups) -> str:
-    """ID / OOD of the main methods at every learning rate, and how far OOD varies."""
-    _, overall = shown.overall
-    rows = []
-    for method, setting in curved(study, model):
-        by_rate = study.curve(model, "reused", method, setting)
-        if not by_rate:
-            continue
-        ood = {rate: values(runs, overall).mean() for rate, runs in by_rate.items()}
-        shown_rates = [
-            f"{values(by_rate[rate], ['id']).mean():.1f} / {ood[rate]:.1f}" if rate in ood else ""
-            for rate in cells.CURVE_RATES
-        ]
-        label = LABELS[method] + (f", {setting}" if setting else "")
-        label += _count(next(iter(by_rate.values())), method)
-        whole = len(ood) == len(cells.CURVE_RATES)
-        apart = f"{max(ood.values()) - min(ood.values()):.1f}" if whole else ""
-        rows.append([label, *shown_rates, apart])
-    return markdown(["method", *(f"{rate:g}" for rate in cells.CURVE_RATES), "OOD varies by"], rows)
+def over_rates(runs: Frame) -> str:
+    """ID / OOD at every learning rate, and how far OOD varies; the curves of one model."""
+    means = runs.groupby(["method", "learning_rate"])[["id", OOD]].mean()
+    pairs = means.apply(lambda x: f"{x['id']:.1f} / {x[OOD]:.1f}", axis=1).unstack()
+    pairs.columns = [f"{rate:g}" for rate in pairs]
+    pairs["OOD varies by"] = means[OOD].groupby("method").agg(np.ptp)
+    text = labelled(pairs)
+    for method, setting in runs.groupby("method").setting.first().items():
+        label = f"{LABELS[method]}, {setting}" if setting else LABELS[method]
+        text = text.replace(f"| {LABELS[method]} |", f"| {label} |")
+    return text
 
 
-def differences(study: Study, model: str, head: str, shown: Groups) -> str:
-    """Each method, tuned, minus each of the tuned baselines, at equal seeds."""
-    _, overall = shown.overall
-    rows = []
-    reference = {name: study.tuned(model, head, name) for name in BASELINES}
-    for method in in_order(study, model, head):
-        runs = study.tuned(model, head, method)
-        if not runs or method == "zero_shot":
-            continue
-        row = [LABELS[method]]
-        for name in BASELINES:
-            for sets in (["id"], overall):
-                found = difference(runs, reference[name], sets)
-                row.append("" if name == method or not found.pairs else interval(found))
-        rows.append(row)
-    header = [f"{what} over {LABELS[name]}" for name in BASELINES for what in ("ID", "OOD")]
-    return markdown(["method", *header], rows)
+def over_baselines(runs: Frame) -> str:
+    """Each method minus each of the tuned baselines; the tuned runs of one model and head."""
+    table = pd.DataFrame(index=runs.index.unique("method").drop("zero_shot", errors="ignore"))
+    for base in BASELINES:
+        for name, column in (("ID", "id"), ("OOD", OOD)):
+            table[f"{name} over {LABELS[base]}"] = [
+                ""
+                if x == base
+                else interval(*difference(runs.loc[x, column], runs.loc[base, column]))
+                for x in table.index
+            ]
+    return labelled(table)
 
 
-def targets(study: Study, shown: Groups) -> str:
+def interval(mean: float, half: float) -> str:
+    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
+
+
+def targets(tuned: Frame, curves: Frame) -> str:
     """What was aimed at beforehand: `recommended` minus the best of what it is compared with.
 
-    In ID accuracy that is fine-tuning at whichever rate, under shift the baselines as validation
-    tuned them; at equal seeds. On all shifts, and on those alone by which nothing was chosen. And
-    how far OOD accuracy varies over the rates of the curve.
+    In ID accuracy that is fine-tuning at any rate, under shift the baselines as validation tuned
+    them.
     """
-    _, overall = shown.overall
-    compared = [name for name in shown.means if name.startswith(("OOD", "held back", "new"))]
+    compared = [OOD, "held back (5)", "new (3)"]
     rows = []
     for model in cells.MODELS:
-        fine = study.curve(model, "reused", "finetune", "")
-        ours = study.curve(model, "reused", "recommended", "")
-        choice = study.chosen(model, "reused", "recommended")
-        tuned_runs = {name: study.tuned(model, "reused", name) for name in BASELINES}
-        if not fine or not ours or not choice:
-            continue
-        spans = [
-            max(accuracies) - min(accuracies)
-            for by_rate in (ours, fine)
-            for accuracies in [[values(runs, overall).mean() for runs in by_rate.values()]]
-        ]
-        for label, setting in (("0.01, untuned", (1e-2, "")), (f"{choice[0]:g}, tuned", choice)):
-            runs = study.runs(model, "reused", "recommended", setting)
-            at_rates = [study.runs(model, "reused", "finetune", (rate, "")) for rate in fine]
-            below = [difference(runs, x, ["id"]) for x in (*at_rates, tuned_runs["finetune"])]
-            if not any(difference(runs, x, overall).pairs for x in tuned_runs.values()):
-                continue
-            rows.append(
-                [
-                    MODEL_LABELS[model],
-                    label + _count(runs, "recommended"),
-                    f"{values(runs, ['id']).mean():.1f}",
-                    f"{min((x for x in below if x.pairs), key=lambda x: x.mean).mean:+.2f}",
-                    f"{values(runs, overall).mean():.1f}",
-                    *(over_the_best(runs, tuned_runs, shown.means[name]) for name in compared),
-                    f"{spans[0]:.1f} ({spans[1]:.1f})",
-                ]
-            )
+        runs, at = tuned.loc[model, "reused"], curves.loc[model]
+        fine = [at.loc["finetune", rate] for rate in cells.CURVE_RATES] + [runs.loc["finetune"]]
+        baselines = {name: runs.loc[name] for name in BASELINES}
+        by_rate = at[OOD].groupby(["method", "learning_rate"]).mean()
+        spans = [np.ptp(by_rate[name]) for name in ("recommended", "finetune")]
+        choice = runs.loc["recommended"]
+        untuned = ("0.01, untuned", at.loc["recommended", 1e-2])
+        for label, x in (untuned, (f"{choice.learning_rate.iloc[0]:g}, tuned", choice)):
+            below = min(difference(x.id, y.id)[0] for y in fine)
+            row = [MODEL_LABELS[model], label, f"{x.id.mean():.1f}", f"{below:+.2f}"]
+            row += [f"{x[OOD].mean():.1f}", *(over_the_best(x, baselines, y) for y in compared)]
+            rows.append([*row, "{:.1f} ({:.1f})".format(*spans)])
     header = ["model", "rate", "ID", "over the best fine-tuning", "OOD"]
     header += [f"{name}, over the best tuned baseline" for name in compared]
     return markdown([*header, "OOD varies by (fine-tuning)"], rows)
 
 
-def over_the_best(
-    runs: Mapping[Pair, Row], others: Mapping[str, Mapping[Pair, Row]], sets: Iterable[str]
-) -> str:
-    """The least difference from any of the others on these sets, and to whom that is."""
-    sets = tuple(sets)
-    found = [(difference(runs, x, sets), name) for name, x in others.items()]
-    closest, name = min((x for x in found if x[0].pairs), key=lambda x: x[0].mean)
-    return f"{interval(closest)} ({LABELS[name]})"
+def over_the_best(runs: Frame, others: Mapping[str, Frame], column: str) -> str:
+    """The smallest difference from any of the others, and from which."""
+    found = [(difference(runs[column], x[column]), name) for name, x in others.items()]
+    closest, name = min(found)
+    return f"{interval(*closest)} ({LABELS[name]})"
 
 
-def interval(found: Difference) -> str:
-    mean, low, high, _ = found
-    return f"{mean:+.1f}" + ("" if np.isnan(low) else f" [{low:+.1f}, {high:+.1f}]")
+def scenario(rows: Frame, column: str, measured: Mapping[str, tuple[str, str]]) -> str:
+    """Two means of each model and method, for each value of a column.
+
+    `measured` has the two columns, by the end of the heading.
+    """
+    values = [x for x in sorted(rows[column].unique()) if x]
+    names = {**MODEL_LABELS, **LABELS}
+    identity = [x for x in ("model", "method") if x in rows]
+    groups = dict(list(rows.groupby(identity)))
+    lines = []
+    for key in sorted(groups, key=lambda key: [list(names).index(x) for x in key]):
+        # A network before fine-tuning is the same at each learning rate.
+        by = [groups[key][groups[key][column].isin([0, x])] for x in values]
+        found = [pair(x, *columns) for columns in measured.values() for x in by]
+        runs = [str(min(map(len, by)))] if column == "labels" else []
+        lines.append([*(names[x] for x in key), *found, *runs])
+    header = [f"{x:g}{end}" for end in measured for x in values]
+    return markdown([*identity, *header, *["runs each"] * (column == "labels")], lines)
 
 
-def curved(study: Study, model: str) -> list[tuple[str, str]]:
-    """Methods with a curve, and the setting it is shown at."""
-    found = []
-    for method in in_order(study, model, "reused"):
-        source = DERIVED[method].source if method in DERIVED else method
-        if source not in METHODS or not METHODS[source].curve:
-            continue
-        recipe = DERIVED[method] if method in DERIVED else METHODS[method]
-        if recipe.name:
-            choice = study.chosen(model, "reused", method)
-            found += [(method, choice[1])] if choice else []
-        else:
-            found += [(method, "")]
-    return found
+def exploration(rows: Frame) -> str:
+    """ID / OOD of the candidates, by model and rate. Further mixtures are in the CSV."""
+    # By NumPy: many means end in exactly 5, and pandas sums in another order.
+    rows = rows.assign(ood=[np.mean(x) for x in rows[[*cells.OPEN_SHIFTS]].to_numpy()])
+    groups = dict(list(rows.groupby(["candidate", "taken", "model", "learning_rate"])))
+    columns = [(model, rate) for model in cells.MODELS for rate in (1e-3, 1e-2)]
+    lines = [
+        [name, taken, *(pair(groups[name, taken, *x], "id", "ood", "") for x in columns)]
+        for name in rows.candidate.unique()
+        for taken in ("last", "mean", "mean, 0.9")
+    ]
+    header = [f"{MODEL_LABELS[model]}, {rate:g}" for model, rate in columns]
+    return markdown(["candidate", "taken", *header], lines)
 
 
-def in_order(study: Study, model: str, head: str) -> list[str]:
-    """The methods that have rows, in the order of `LABELS`."""
-    there = study.methods(model, head)
-    return [method for method in LABELS if method in there]
-
-
-def within(runs: Mapping[Pair, Row], x: np.ndarray) -> float:
-    """Standard deviation over the seeds of one pre-trained network, the root of the mean square."""
-    networks = np.array([network for network, _ in runs])
-    parts = [spread(x[networks == n]) for n in set(networks.tolist()) if sum(networks == n) > 1]
-    return float(np.sqrt(np.mean(np.square(parts)))) if parts else float("nan")
-
-
-def _count(runs: Mapping[Pair, Row], method: str) -> str:
-    """Said only where runs are missing."""
-    whole = len(cells.PRETRAIN_SEEDS) * (1 if method == "zero_shot" else len(cells.SEEDS))
-    return "" if len(runs) == whole else f" ({len(runs)} of {whole} runs)"
+def pair(rows: Frame, first: str, second: str, spread: str = " ± {:.1f}") -> str:
+    """Two means, each with the standard deviation over runs if there are several."""
+    columns = [rows[first], rows[second]]
+    return " / ".join(
+        f"{x.mean():.1f}" + (spread.format(x.std()) if len(rows) > 1 else "") for x in columns
+    )

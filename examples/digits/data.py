@@ -78,4 +78,4 @@ def _handwritten() -> tuple[np.ndarray, np.ndarray]:
         np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BICUBIC))
         for image in images.reshape(-1, 8, 8).astype(np.float32) / 16
     ]
-    return np.stack(resized).clip(0, 1), labels.astype(np.int32)
+    return np.stack(resized).clip(0, 1), np.asarray(labels, np.int32)
