@@ -118,7 +118,8 @@ def report(
 
     The distance equals the radius in nearly every group, because a radius is never larger than its
     farthest row is far. `pulled_back` says whether anything is constrained: where it is 0, the
-    base optimizer moves freely.
+    base optimizer moves freely. A skipped step pulls no row back, so if the last step was skipped,
+    `pulled_back` is 0 everywhere.
 
     For logging, outside `jax.jit`: it compiles a small program for each shape, and copies a few
     numbers for each group to the host, all at once. If the parameters are on the devices of
