@@ -1,8 +1,8 @@
 """Batches of images, each a function of the seed and its step; `grain` reads them ahead.
 
-The order of an epoch is a permutation of all images, drawn from the seed and the epoch. Batch
-`step` of it is cut into one slice of rows for each process. The crop of an image is drawn from the
-seed, the epoch and the image's place in the list. So a checkpoint stores one number, the step, and a
+The order of an epoch is a permutation of all images, drawn from the seed and the epoch. Each
+process has one slice of the rows of each batch. The crop of an image is drawn from the seed, the
+epoch and the place of the image in the list. So a checkpoint stores one number, the step, and a
 resumed run is equal to an uninterrupted one with any number of processes and of workers.
 """
 
@@ -166,8 +166,8 @@ class Loader:
         for name, value in self._identity.items():
             if state[name] != value:
                 raise ValueError(
-                    f"the checkpoint's `{name}` is {state[name]}, and this run's {value}: the order "
-                    f"of images depends on it. Resume with the same `{name}`, or start anew."
+                    f"the checkpoint's `{name}` is {state[name]}, and this run's {value}: the "
+                    f"order of images depends on it. Use the same `{name}`, or start anew."
                 )
         self._step = state["step"]
 
@@ -175,7 +175,7 @@ class Loader:
 def _digest(images: Sequence[Image]) -> str:
     """Hash of a list of images, wherever their common folder is."""
     paths = [os.fspath(path) for path, _ in images]
-    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    folder = os.path.commonpath({os.path.dirname(path) for path in paths})
     lines = (
         f"{path[len(folder) :]} {label}" for path, (_, label) in zip(paths, images, strict=True)
     )
