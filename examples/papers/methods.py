@@ -63,10 +63,10 @@ def probe(steps: int) -> optax.GradientTransformationExtraArgs:
     """Adam for the head; everything else stays."""
 
     def labels(params: Any) -> Any:
-        return {
-            name: jax.tree.map(lambda _, name=name: "head" if name == "head" else "body", part)
-            for name, part in params.items()
-        }
+        # By path and not by `params.items()`, because optax passes placeholders too.
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "head" if path[0].key == "head" else "body", params
+        )
 
     parts = {"head": optax.adam(schedule(PROBE_RATE, steps)), "body": optax.set_to_zero()}
     return optax.with_extra_args_support(optax.partition(parts, labels))
@@ -84,24 +84,37 @@ def corrects(recipe: Recipe) -> bool:
 
 def correct(
     recipe: Recipe,
-    params: optax.Params,
-    anchor: optax.Params,
+    tuned: tuple[optax.Params, Any],
+    anchor: tuple[optax.Params, Any],
     new_head: bool,
     held_out_loss: Callable[[Any, Any], jax.Array],
     batches: Iterable[Any],
-) -> optax.Params:
-    """The parameters after WiSE-FT, or after TPGM on a model that is fine-tuned.
+) -> tuple[optax.Params, Any]:
+    """WiSE-FT, or TPGM on a model that is fine-tuned.
 
     Args:
         recipe: the settings.
-        params: fine-tuned.
-        anchor: pre-trained.
+        tuned: fine-tuned parameters and batch statistics.
+        anchor: pre-trained ones.
         new_head: whether the anchor's head is random; then the fine-tuned one stays.
-        held_out_loss: `(params, batch)` to the loss in evaluation mode.
+        held_out_loss: `(params, (stats, batch))` to the loss in evaluation mode.
         batches: held-out batches for TPGM, one for each radius step.
+
+    Returns:
+        Parameters, and the batch statistics that go with them.
     """
     exclude = NEW_HEAD if new_head else None
+    params, stats = tuned
     if recipe.method == "wise":
-        return tpgm_jax.interpolate(params, anchor, recipe.strength, exclude=exclude)
+        params = tpgm_jax.interpolate(params, anchor[0], recipe.strength, exclude=exclude)
+        return params, tpgm_jax.interpolate(stats, anchor[1], recipe.strength)
     keywords: dict[str, Any] = {"exclude": exclude, "axes": AXES[recipe.model]}
-    return tpgm_jax.fit_radii(held_out_loss, params, anchor, batches, **keywords).params
+    pairs = ((stats, batch) for batch in batches)
+    return tpgm_jax.fit_radii(held_out_loss, params, anchor[0], pairs, **keywords).params, stats
+
+
+def radii(params: optax.Params, opt_state: optax.OptState) -> dict[str, float]:
+    """The learned radii by name. Empty if the method learns none in training."""
+    learned = optax.tree.get_all_with_path(opt_state, "radii")
+    found = tpgm_jax.radii(opt_state, params) if learned else {}
+    return {name: float(radius) for name, radius in found.items()}

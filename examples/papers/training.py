@@ -132,6 +132,12 @@ def compiled(
     return Program(start, step, jax.eval_shape(first, *shapes))
 
 
+def place(program: Program, arrays: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Parameters and statistics, laid out as in the run."""
+    like = program.abstract.params, program.abstract.stats
+    return jax.device_put(arrays, jax.tree.map(lambda x: x.sharding, like))
+
+
 def on_devices(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
     """This process's images, and those of all others, divided over all devices."""
     lies = NamedSharding(mesh, P(mesh.axis_names[0]))
