@@ -11,7 +11,7 @@
 | `wise` | the base optimizer | `tpgm_jax.interpolate` | share of the fine-tuned weights |
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import jax
@@ -68,7 +68,10 @@ def probe(steps: int) -> optax.GradientTransformationExtraArgs:
             lambda path, _: "head" if path[0].key == "head" else "body", params
         )
 
-    parts = {"head": optax.adam(schedule(PROBE_RATE, steps)), "body": optax.set_to_zero()}
+    parts: dict[Hashable, Any] = {
+        "head": optax.adam(schedule(PROBE_RATE, steps)),
+        "body": optax.set_to_zero(),
+    }
     return optax.with_extra_args_support(optax.partition(parts, labels))
 
 

@@ -47,9 +47,8 @@ def table(
     rows[f"{method}, this run"] = {name: accuracies[name] for name in names if name in accuracies}
     title = f"{model}, top-1 %"
     width = max(len(title), *map(len, rows))
-    lines = [
-        title.ljust(width) + "".join(f"{name:>17}" for name in (*names, "mean of the shifted"))
-    ]
+    heads = (*names, "mean of shifted")
+    lines = [title.ljust(width) + "".join(f"{name:>17}" for name in heads)]
     for name, row in rows.items():
         shifted = [row[x] for x in names[1:] if x in row]
         # A mean of some sets would look like the mean of all.

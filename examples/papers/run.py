@@ -3,8 +3,7 @@
 import argparse
 import json
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -59,8 +58,10 @@ class Run:
             normalize=self.head is not None,
         )
         self.loaders = {"train": self.loader(self.sets.train, training=True)}
-        if methods.learns_in_training(recipe):
-            self.loaders["held-out"] = self.loader(self.sets.held_out, training=True)
+        held_out = self.sets.held_out
+        self.held_out = self.loader(held_out, training=True) if held_out else None
+        if self.held_out and methods.learns_in_training(recipe):
+            self.loaders["held-out"] = self.held_out
         epoch = self.loaders["train"].steps_per_epoch
         self.steps, self.probe_steps = recipe.epochs * epoch, recipe.probe_epochs * epoch
         tx = methods.optimizer(recipe, self.steps, self.new_head)
@@ -101,27 +102,32 @@ class Run:
             self.network, tx, self.mesh, self.options.layout, train_statistics=False
         )
         loaders = {"train": self.loader(self.sets.train, training=True)}
-        state = self.train("head", program, (params, stats), loaders, folder, settings)
+
+        def start() -> tuple[Any, Any]:
+            return params, stats
+
+        state = self.train("head", program, start, loaders, self.probe_steps, folder, settings)
         return state.params, state.stats
 
     def train(
         self,
         title: str,
         program: training.Program,
-        start: tuple[Any, Any] | None,
+        start: Callable[[], tuple[Any, Any]],
         loaders: dict[str, Loader],
+        steps: int,
         folder: str,
         settings: dict[str, Any],
     ) -> State:
-        """Trains, with checkpoints in a folder. `start`: default, the pre-trained model."""
+        """`loop.train` with checkpoints in a folder, which only a run of `settings` resumes."""
         files = {"weights": checksum(self.options.weights), "head": checksum(self.head)}
         with Checkpoints(folder, settings | files, self.options.save_every) as checkpoints:
             return train(
                 title,
                 program,
-                self.pretrained if start is None else lambda: start,
+                start,
                 {name: Reading(loader) for name, loader in loaders.items()},
-                self.steps if start is None else self.probe_steps,
+                steps,
                 self.recipe.batch,
                 self.mesh,
                 checkpoints,
@@ -130,16 +136,18 @@ class Run:
 
     def corrected(self, state: State) -> tuple[Any, Any]:
         """Parameters and statistics after WiSE-FT or TPGM."""
-        tuned = state.params, state.stats
+        tuned, steps = (state.params, state.stats), self.recipe.post_hoc
         if not methods.corrects(self.recipe):
             return tuned
-        steps = self.recipe.post_hoc
-        with closing(iter(Reading(self.loader(self.sets.held_out or self.sets.train, True)))) as x:
-            batches = (training.on_devices(batch, self.mesh) for batch in islice(x, steps))
-            shown = tqdm(batches, "radii", steps, disable=jax.process_index() > 0 or not steps)
-            loss = partial(training.held_out_loss, self.network)
-            placed = training.place(self.program, self.pretrained())
-            return methods.correct(self.recipe, tuned, placed, self.new_head, loss, shown)
+        anchor = training.place(self.program, self.pretrained())
+        read = islice(Reading(self.held_out), steps) if self.held_out else ()
+        quiet = jax.process_index() > 0 or not steps
+        batches = (
+            training.on_devices(batch, self.mesh)
+            for batch in tqdm(read, "radii", steps, unit="step", disable=quiet)
+        )
+        loss = partial(training.held_out_loss, self.network)
+        return methods.correct(self.recipe, tuned, anchor, self.new_head, loss, batches)
 
     def accuracies(self, params: Any, stats: Any) -> dict[str, float]:
         """By data set, in per cent."""
@@ -184,12 +192,15 @@ def run(
     for text in this.sets.missing:
         say(f"not measured, {text}")
     folder = f"{this.folder}/{recipe.method}"
-    state = this.train(recipe.method, this.program, None, this.loaders, folder, recipe.settings())
+    program, settings = this.program, recipe.settings()
+    state = this.train(
+        recipe.method, program, this.pretrained, this.loaders, this.steps, folder, settings
+    )
     skipped = {name: x.skipped for name, x in this.loaders.items() if x.skipped}
     found = this.accuracies(*this.corrected(state))
     radii = methods.radii(state.params, state.opt_state)
     say(published.table(recipe.experiment, recipe.model, recipe.method, recipe.percent, found))
-    results = {"accuracies": found, "recipe": recipe.settings(), "radii": radii, "skipped": skipped}
+    results = {"accuracies": found, "recipe": settings, "radii": radii, "skipped": skipped}
     if jax.process_index() == 0 and "://" not in folder:
         path = Path(folder) / "results.json"
         write_whole(path, lambda file: file.write(json.dumps(results, indent=1).encode()))

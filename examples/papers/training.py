@@ -150,4 +150,5 @@ def abstract_batch(size: int, batch: int, mesh: jax.sharding.Mesh) -> Batch:
     """Shapes of a batch, to compile a step without images."""
     lies = NamedSharding(mesh, P(mesh.axis_names[0]))
     shapes = ((batch, size, size, 3), jnp.float32), ((batch,), jnp.int32), ((batch,), jnp.bool_)
-    return Batch(*(jax.ShapeDtypeStruct(*x, sharding=lies) for x in shapes))
+    structs: list[Any] = [jax.ShapeDtypeStruct(*x, sharding=lies) for x in shapes]
+    return Batch(*structs)
