@@ -10,7 +10,8 @@ from safetensors.numpy import save_file
 DOMAINS = ("real", "sketch", "painting", "infograph", "clipart")
 CLASSES = 4
 SIDE = 32  # of the crops; images are larger
-RESNET = {"width": 8, "depths": (1, 1, 1, 1), "heads": 4, "features": 16, "size": SIDE}
+RESNET = {"width": 8, "depths": (1, 1, 1, 1), "size": SIDE}
+CLIP_RESNET = {**RESNET, "heads": 4, "features": 16}
 VIT = {"width": 16, "depth": 1, "heads": 2, "features": 8, "patch": 8, "size": SIDE}
 
 
@@ -24,7 +25,7 @@ def write_image(path: Path, label: int, seed: int, shift: int = 0) -> None:
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
 
 
-def write_domainnet(root: Path, train: int = 72, rest: int = 8) -> None:
+def write_domainnet(root: Path, train: int = 88, rest: int = 8) -> None:
     """Five domains with lists; Real also has lists for training and validation."""
     for shift, domain in enumerate(DOMAINS):
         splits = {"test": rest}
@@ -40,7 +41,7 @@ def write_domainnet(root: Path, train: int = 72, rest: int = 8) -> None:
             (root / f"{domain}_{split}.txt").write_text("".join(lines))
 
 
-def write_imagenet(root: Path, train: int = 72, rest: int = 8) -> None:
+def write_imagenet(root: Path, train: int = 88, rest: int = 8) -> None:
     """Trees as ImageNet's; A has two of the four classes, and V2 names folders by numbers."""
     names = [f"n0000000{i}" for i in range(CLASSES)]
     trees = {
