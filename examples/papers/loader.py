@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from examples.papers import corruptions
 from examples.papers import images as transforms
 from examples.papers.lists import Image
 
@@ -55,6 +57,7 @@ class Loader:
         on_error: str = "fatal",
         epochs: int | None = None,
         interpolation: str = "bilinear",
+        corruption: tuple[str, int] | None = None,
     ):
         """
         Args:
@@ -71,11 +74,17 @@ class Loader:
             on_error: what an image that cannot be read does: "fatal" or "skip".
             epochs: default: without end in training, 1 in evaluation.
             interpolation: "bilinear" or "bicubic".
+            corruption: name and severity of one of ImageNet-C's corruptions, such as ("fog", 3).
+                Evaluation only. Each image has its own, drawn from `seed` and its name.
 
         Raises:
             ValueError: an argument is not as above, or there are fewer images than `batch` in
                 training.
         """
+        if corruption is not None:
+            corruptions.check(*corruption, size)
+            if training:
+                raise ValueError("`corruption` is for evaluation: use `training=False`.")
         if batch < 1 or batch % processes:
             raise ValueError(
                 f"`batch` is {batch}, and {processes} processes share it: use a multiple of "
@@ -110,6 +119,7 @@ class Loader:
             training=training,
             seed=seed,
             interpolation=interpolation,
+            corruption=corruption,
         )
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -195,6 +205,7 @@ class _Batches:
     training: bool
     seed: int
     interpolation: str
+    corruption: tuple[str, int] | None
 
     def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, str]]:
         """Pixels, labels, mask, and by path why images could not be read."""
@@ -207,24 +218,33 @@ class _Batches:
         indices = self._order(epoch)[first + self.rows.start : first + self.rows.stop]
         for row, index in enumerate(indices):
             try:
-                pixels[row] = self._pixels(epoch, int(index))
+                pixels[row] = self._crop(epoch, int(index))
             except Exception as error:  # Pillow's decoders raise errors of many types
-                failures[self.paths[index]] = f"{error}" or type(error).__name__
-            else:
-                labels[row], mask[row] = self.labels[index], True
+                failures[self.paths[index]] = str(error) or type(error).__name__
+                continue
+            labels[row], mask[row] = self.labels[index], True
+            if self.corruption is not None:
+                pixels[row] = self._corrupted(pixels[row], self.paths[index])
         return pixels, labels, mask, failures
 
     def _order(self, epoch: int) -> np.ndarray:
         """Indices of all images, in the order of an epoch."""
         return _permutation(len(self.paths), self.seed, epoch if self.training else None)
 
-    def _pixels(self, epoch: int, index: int) -> np.ndarray:
+    def _crop(self, epoch: int, index: int) -> np.ndarray:
         image = transforms.read(self.paths[index])
         if not self.training:
             return transforms.evaluation_crop(image, self.size, self.interpolation)
         # The last number is 0 for the order of the epoch.
         rng = np.random.default_rng([self.seed, epoch, 1 + index])
         return transforms.training_crop(image, self.size, rng, self.interpolation)
+
+    def _corrupted(self, pixels: np.ndarray, path: str) -> np.ndarray:
+        # By name of class and image, so that neither the list nor its folder changes the result.
+        name = "/".join(path.split(os.sep)[-2:])
+        rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+        assert self.corruption is not None
+        return corruptions.corrupt(pixels, *self.corruption, rng)
 
 
 @functools.lru_cache(maxsize=2)  # batches that are read ahead may be of the next epoch
