@@ -106,8 +106,6 @@ class Loader:
         epochs = 1 if epochs is None and not training else epochs
         self._end = 2**62 if epochs is None else epochs * self.steps_per_epoch
         self._step = 0
-        self._scale = 255 * np.asarray(std, np.float32)
-        self._shift = 255 * np.asarray(mean, np.float32)
         self._identity = {"images": _digest(images), "seed": seed, "batch": batch}
         self._batches = _Batches(
             paths=[os.fspath(path) for path, _ in images],
@@ -116,6 +114,8 @@ class Loader:
             rows=range(process * batch // processes, (process + 1) * batch // processes),
             steps_per_epoch=self.steps_per_epoch,
             size=size,
+            shift=255 * np.asarray(mean, np.float32),
+            scale=255 * np.asarray(std, np.float32),
             training=training,
             seed=seed,
             interpolation=interpolation,
@@ -133,7 +133,7 @@ class Loader:
             self._step = 0
         batches = iter(self._dataset())
         try:
-            for pixels, labels, mask, failures in batches:
+            for batch, failures in batches:
                 self.skipped.update(failures)
                 if failures and self._on_error == "fatal":
                     (path, reason), *more = failures.items()
@@ -142,12 +142,8 @@ class Loader:
                         f"{path} cannot be read, because {reason}{others}: repair it, take it off "
                         'the list, or use `on_error="skip"`.'
                     )
-                image = pixels.astype(np.float32)
-                image -= self._shift
-                image /= self._scale
-                image[~mask] = 0
                 self._step += 1
-                yield {"image": image, "label": labels, "mask": mask}
+                yield batch
         finally:
             batches.close()
 
@@ -202,30 +198,34 @@ class _Batches:
     rows: range
     steps_per_epoch: int
     size: int
+    shift: np.ndarray
+    scale: np.ndarray
     training: bool
     seed: int
     interpolation: str
     corruption: tuple[str, int] | None
 
-    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, str]]:
-        """Pixels, labels, mask, and by path why images could not be read."""
+    def __call__(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """A batch, and by path why images of it could not be read."""
         epoch, step = divmod(step, self.steps_per_epoch)
-        pixels = np.zeros((len(self.rows), self.size, self.size, 3), np.uint8)
-        labels = np.zeros(len(self.rows), np.int32)
+        image = np.zeros((len(self.rows), self.size, self.size, 3), np.float32)
+        label = np.zeros(len(self.rows), np.int32)
         mask = np.zeros(len(self.rows), bool)
         failures = {}
         first = step * self.batch
         indices = self._order(epoch)[first + self.rows.start : first + self.rows.stop]
         for row, index in enumerate(indices):
             try:
-                pixels[row] = self._crop(epoch, int(index))
+                pixels = self._crop(epoch, int(index))
             except Exception as error:  # Pillow's decoders raise errors of many types
                 failures[self.paths[index]] = str(error) or type(error).__name__
                 continue
-            labels[row], mask[row] = self.labels[index], True
             if self.corruption is not None:
-                pixels[row] = self._corrupted(pixels[row], self.paths[index])
-        return pixels, labels, mask, failures
+                pixels = self._corrupted(pixels, self.paths[index], *self.corruption)
+            np.subtract(pixels, self.shift, out=image[row])
+            image[row] /= self.scale
+            label[row], mask[row] = self.labels[index], True
+        return {"image": image, "label": label, "mask": mask}, failures
 
     def _order(self, epoch: int) -> np.ndarray:
         """Indices of all images, in the order of an epoch."""
@@ -239,12 +239,11 @@ class _Batches:
         rng = np.random.default_rng([self.seed, epoch, 1 + index])
         return transforms.training_crop(image, self.size, rng, self.interpolation)
 
-    def _corrupted(self, pixels: np.ndarray, path: str) -> np.ndarray:
+    def _corrupted(self, pixels: np.ndarray, path: str, kind: str, severity: int) -> np.ndarray:
         # By name of class and image, so that neither the list nor its folder changes the result.
         name = "/".join(path.split(os.sep)[-2:])
         rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
-        assert self.corruption is not None
-        return corruptions.corrupt(pixels, *self.corruption, rng)
+        return corruptions.corrupt(pixels, kind, severity, rng)
 
 
 @functools.lru_cache(maxsize=2)  # batches that are read ahead may be of the next epoch
