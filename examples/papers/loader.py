@@ -94,6 +94,9 @@ class Loader:
             raise ValueError(f"`process` is {process}: use 0 to {processes - 1}.")
         if on_error not in ("fatal", "skip"):
             raise ValueError(f'`on_error` is {on_error!r}: use "fatal" or "skip".')
+        if interpolation not in transforms.INTERPOLATION:
+            known = " or ".join(transforms.INTERPOLATION)
+            raise ValueError(f"`interpolation` is {interpolation!r}: use {known}.")
         if len(images) < (batch if training else 1):
             raise ValueError(
                 f"there are {len(images)} images for batches of {batch}: give more images, or a "
