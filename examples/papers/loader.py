@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from examples.papers import corruptions
 from examples.papers import images as transforms
 from examples.papers.lists import Image
 
@@ -55,6 +57,7 @@ class Loader:
         on_error: str = "fatal",
         epochs: int | None = None,
         interpolation: str = "bilinear",
+        corruption: tuple[str, int] | None = None,
     ):
         """
         Args:
@@ -71,11 +74,17 @@ class Loader:
             on_error: what an image that cannot be read does: "fatal" or "skip".
             epochs: default: without end in training, 1 in evaluation.
             interpolation: "bilinear" or "bicubic".
+            corruption: name and severity of one of ImageNet-C's corruptions, such as ("fog", 3).
+                Evaluation only. Each image has its own, drawn from `seed` and its name.
 
         Raises:
             ValueError: an argument is not as above, or there are fewer images than `batch` in
                 training.
         """
+        if corruption is not None:
+            corruptions.check(*corruption, size)
+            if training:
+                raise ValueError("`corruption` is for evaluation: use `training=False`.")
         if batch < 1 or batch % processes:
             raise ValueError(
                 f"`batch` is {batch}, and {processes} processes share it: use a multiple of "
@@ -85,6 +94,9 @@ class Loader:
             raise ValueError(f"`process` is {process}: use 0 to {processes - 1}.")
         if on_error not in ("fatal", "skip"):
             raise ValueError(f'`on_error` is {on_error!r}: use "fatal" or "skip".')
+        if interpolation not in transforms.INTERPOLATION:
+            known = " or ".join(transforms.INTERPOLATION)
+            raise ValueError(f"`interpolation` is {interpolation!r}: use {known}.")
         if len(images) < (batch if training else 1):
             raise ValueError(
                 f"there are {len(images)} images for batches of {batch}: give more images, or a "
@@ -97,8 +109,6 @@ class Loader:
         epochs = 1 if epochs is None and not training else epochs
         self._end = 2**62 if epochs is None else epochs * self.steps_per_epoch
         self._step = 0
-        self._scale = 255 * np.asarray(std, np.float32)
-        self._shift = 255 * np.asarray(mean, np.float32)
         self._identity = {"images": _digest(images), "seed": seed, "batch": batch}
         self._batches = _Batches(
             paths=[os.fspath(path) for path, _ in images],
@@ -107,9 +117,12 @@ class Loader:
             rows=range(process * batch // processes, (process + 1) * batch // processes),
             steps_per_epoch=self.steps_per_epoch,
             size=size,
+            shift=255 * np.asarray(mean, np.float32),
+            scale=255 * np.asarray(std, np.float32),
             training=training,
             seed=seed,
             interpolation=interpolation,
+            corruption=corruption,
         )
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -123,7 +136,7 @@ class Loader:
             self._step = 0
         batches = iter(self._dataset())
         try:
-            for pixels, labels, mask, failures in batches:
+            for batch, failures in batches:
                 self.skipped.update(failures)
                 if failures and self._on_error == "fatal":
                     (path, reason), *more = failures.items()
@@ -132,12 +145,8 @@ class Loader:
                         f"{path} cannot be read, because {reason}{others}: repair it, take it off "
                         'the list, or use `on_error="skip"`.'
                     )
-                image = pixels.astype(np.float32)
-                image -= self._shift
-                image /= self._scale
-                image[~mask] = 0
                 self._step += 1
-                yield {"image": image, "label": labels, "mask": mask}
+                yield batch
         finally:
             batches.close()
 
@@ -192,39 +201,52 @@ class _Batches:
     rows: range
     steps_per_epoch: int
     size: int
+    shift: np.ndarray
+    scale: np.ndarray
     training: bool
     seed: int
     interpolation: str
+    corruption: tuple[str, int] | None
 
-    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, str]]:
-        """Pixels, labels, mask, and by path why images could not be read."""
+    def __call__(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """A batch, and by path why images of it could not be read."""
         epoch, step = divmod(step, self.steps_per_epoch)
-        pixels = np.zeros((len(self.rows), self.size, self.size, 3), np.uint8)
-        labels = np.zeros(len(self.rows), np.int32)
+        image = np.zeros((len(self.rows), self.size, self.size, 3), np.float32)
+        label = np.zeros(len(self.rows), np.int32)
         mask = np.zeros(len(self.rows), bool)
         failures = {}
         first = step * self.batch
         indices = self._order(epoch)[first + self.rows.start : first + self.rows.stop]
         for row, index in enumerate(indices):
             try:
-                pixels[row] = self._pixels(epoch, int(index))
+                pixels = self._crop(epoch, int(index))
             except Exception as error:  # Pillow's decoders raise errors of many types
-                failures[self.paths[index]] = f"{error}" or type(error).__name__
-            else:
-                labels[row], mask[row] = self.labels[index], True
-        return pixels, labels, mask, failures
+                failures[self.paths[index]] = str(error) or type(error).__name__
+                continue
+            if self.corruption is not None:
+                pixels = self._corrupted(pixels, self.paths[index], *self.corruption)
+            np.subtract(pixels, self.shift, out=image[row])
+            image[row] /= self.scale
+            label[row], mask[row] = self.labels[index], True
+        return {"image": image, "label": label, "mask": mask}, failures
 
     def _order(self, epoch: int) -> np.ndarray:
         """Indices of all images, in the order of an epoch."""
         return _permutation(len(self.paths), self.seed, epoch if self.training else None)
 
-    def _pixels(self, epoch: int, index: int) -> np.ndarray:
+    def _crop(self, epoch: int, index: int) -> np.ndarray:
         image = transforms.read(self.paths[index])
         if not self.training:
             return transforms.evaluation_crop(image, self.size, self.interpolation)
         # The last number is 0 for the order of the epoch.
         rng = np.random.default_rng([self.seed, epoch, 1 + index])
         return transforms.training_crop(image, self.size, rng, self.interpolation)
+
+    def _corrupted(self, pixels: np.ndarray, path: str, kind: str, severity: int) -> np.ndarray:
+        # By name of class and image, so that neither the list nor its folder changes the result.
+        name = "/".join(path.split(os.sep)[-2:])
+        rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+        return corruptions.corrupt(pixels, kind, severity, rng)
 
 
 @functools.lru_cache(maxsize=2)  # batches that are read ahead may be of the next epoch
