@@ -9,13 +9,14 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 NUMERIC := golden reference random_trees projection ftp tpgm spd baselines compact interpolate \
 	anchors unit state hostile stacks misuse
 
-.PHONY: help demo sentiment pod test test-all test-optimized lint wheel docs bench bench-scaling bench-compact bench-robustness bench-sentiment bench-activity bench-tpu bench-gpu frameworks clean
+.PHONY: help demo sentiment pod papers test test-all test-optimized lint wheel docs bench bench-scaling bench-compact bench-robustness bench-sentiment bench-activity bench-tpu bench-gpu frameworks clean
 
 help:
 	@echo "make demo   fine-tune on handwritten digits: a table and results/demo/figure.png"
 	@echo "            options: make demo ARGS='--fast --seed 1'"
 	@echo "make sentiment  fine-tune MiniLM, a real BERT model, on movie reviews, and test it on other texts"
 	@echo "make pod    fine-tune a decoder on all devices, with checkpoints; again: goes on (docs/pods.md)"
+	@echo "make papers ARGS='domainnet ...'  the experiments of the papers, with your images (docs/papers.md)"
 	@echo "make test   lint, types, and all tests and doctests but the slow ones"
 	@echo "make test-all   make test, then the built wheel and the slow tests: study, demo, pod, trainers, processes, site"
 	@echo "make test-optimized  the numeric tests, compiled with the optimisations that users get"
@@ -50,6 +51,10 @@ help:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pod]'
 	touch $@
 
+.venv/papers: .venv/demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[papers]'
+	touch $@
+
 # 200 MB, and of use to nothing else; it asks for no other package.
 .venv/tpu: .venv/test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'libtpu==0.0.42.*'
@@ -74,6 +79,10 @@ sentiment: .venv/sentiment
 
 pod: .venv/pod
 	$(BIN)/python -m examples.pod_finetune $(ARGS)
+
+# For example: make papers ARGS='domainnet --method ftp --weights RN50.pt --data domainnet'
+papers: .venv/papers
+	$(BIN)/python -m examples.papers $(ARGS)
 
 test: lint
 	$(PYTEST) -m "not slow" $(ARGS)

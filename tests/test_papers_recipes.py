@@ -104,14 +104,54 @@ def test_adam_decays_apart_from_the_gradient_and_warms_up():
         np.testing.assert_allclose(received["proj"], [[w]], rtol=1e-5)
 
 
-def test_the_gradient_is_clipped_before_the_method():
+def test_the_gradient_is_clipped_and_pulled_to_the_anchor_before_the_base_optimizer():
     recipe = dataclasses.replace(RECIPE, method="l2sp", learning_rate=1.0, weight_decay=0.0)
+    recipe = dataclasses.replace(recipe, clip=1.0, strength=0.5)
+    tx = methods.optimizer(recipe, 10**6, new_head=False)
+    g, m, w = np.array([[0.6, 0.8]]), 0.0, np.zeros((1, 2))
     params = {"conv1": {"kernel": jnp.zeros((1, 2))}}
-    grads = [{"conv1": {"kernel": jnp.array([[30.0, 40.0]])}}] * 2
-    tx = methods.optimizer(dataclasses.replace(recipe, clip=1.0), 10**6, new_head=True)
-    (first, _), anchor_pull = steps(tx, params, grads), recipe.strength
-    np.testing.assert_allclose(first["conv1"]["kernel"], [[-1.9 * 0.6, -1.9 * 0.8]], rtol=1e-6)
-    assert anchor_pull == 1e-2
+    found = steps(tx, params, [{"conv1": {"kernel": jnp.array([[30.0, 40.0]])}}] * 2)
+    for received in found:  # the clipped gradient, plus half the distance from 0
+        m = 0.9 * m + g + 0.5 * w
+        w = w - (g + 0.5 * w + 0.9 * m)
+        # The cosine is below 1 by 1e-12 in the second step; float32 rounds to 6e-8.
+        np.testing.assert_allclose(received["conv1"]["kernel"], w, rtol=1e-6)
+
+
+# SGD with Nesterov momentum at 0.1, from 0 with gradients of 1, 1 and -0.1, worked by hand: 1.9,
+# 2.71 and 1.349 tenths. The last gradient points back to the anchor, and the step leads away.
+SGD = (0.19, 0.461, 0.5959)
+
+
+@pytest.mark.parametrize(
+    ("method", "distances"),
+    # FTP's first radius is 1e-8, SPD takes the last step back.
+    [("finetune", SGD), ("ftp", (1e-8, None, None)), ("spd", (*SGD[:2], SGD[1]))],
+)
+def test_methods_wrap_the_base_optimizer_and_leave_a_new_head_alone(method, distances):
+    recipe = dataclasses.replace(RECIPE, method=method, learning_rate=0.1, weight_decay=0.0)
+    tx = methods.optimizer(dataclasses.replace(recipe, strength=1.0), 10**6, new_head=True)
+    ones = {"conv1": {"kernel": jnp.ones((1, 1))}, "head": {"kernel": jnp.ones((1, 1))}}
+    grads = [jax.tree.map(lambda x, g=g: g * x, ones) for g in (1.0, 1.0, -0.1)]
+    found = steps(tx, jax.tree.map(jnp.zeros_like, ones), grads)
+    for received, sgd, distance in zip(found, SGD, distances, strict=True):
+        np.testing.assert_allclose(received["head"]["kernel"], [[-sgd]], rtol=1e-5)
+        if distance is not None:
+            np.testing.assert_allclose(received["conv1"]["kernel"], [[-distance]], rtol=1e-5)
+
+
+def test_tpgm_in_training_uses_the_held_out_loss():
+    recipe = dataclasses.replace(RECIPE, method="tpgm", learning_rate=0.1, weight_decay=0.0)
+    tx = methods.optimizer(recipe, 10**6, new_head=True)
+    params = {"conv1": {"kernel": jnp.zeros((1, 1))}, "head": {"kernel": jnp.zeros((1, 1))}}
+    grads, moved = jax.tree.map(jnp.ones_like, params), []
+    for sign in (1.0, -1.0):  # held-out data that want to stay, or to go further
+        extra = {"held_out_loss": lambda p, s=sign: -s * p["conv1"]["kernel"].sum()}
+        updates, _ = tx.update(grads, tx.init(params), params, **extra)
+        moved.append(float(updates["conv1"]["kernel"][0, 0]))
+        np.testing.assert_allclose(updates["head"]["kernel"], [[-0.19]], rtol=1e-5)
+    # The first radius is half of 0.19, and Adam's first step is 1e-2.
+    np.testing.assert_allclose(moved, [-0.085, -0.105], rtol=1e-4)
 
 
 def test_the_probe_trains_the_head_alone():
