@@ -1,5 +1,6 @@
 """The models by name, as functions of parameters and batch statistics."""
 
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
+from safetensors import SafetensorError
 
 from examples.papers import weights
 from examples.papers.resnet import CLIPResNet, ResNet
@@ -20,6 +22,8 @@ MODELS: dict[str, Any] = {
     "resnet50": ResNet,
     "clip-vit-b16": CLIPViT,
 }
+# Of files that are no archives, are incomplete, or have other objects than tensors.
+_DAMAGED = (zipfile.BadZipFile, pickle.UnpicklingError, SafetensorError)
 SIZE = 224  # pixels of an image's side
 NEW_HEAD = "head/.*"
 
@@ -107,7 +111,7 @@ def pretrained(
     model = network.make(seed)
     try:
         text = str(weights.load(model, file))
-    except (OSError, ValueError, ImportError, RuntimeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, *_DAMAGED) as error:
         raise Refused(f"`--weights {file}` cannot be used, because of this: {error}") from error
     if head is not None:
         kernel = read_head(head)
