@@ -2,7 +2,7 @@
 
 The step is the program's own: forward and backward pass, batch statistics, optimizer; jitted and
 donated. All methods of a network run in turn in one process, so that drifts of the machine's speed
-affect all alike: compare the ratios. Images are random numbers; `papers_loader` measures the loader.
+affect all alike: compare the ratios. Images are random; `papers_loader` measures the loader.
 
     make bench-papers ARGS='--model clip-vit-b16 --batch 64 --precision bfloat16'
 """
