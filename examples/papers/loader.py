@@ -9,9 +9,11 @@ resumed run is equal to an uninterrupted one with any number of processes and of
 import dataclasses
 import functools
 import hashlib
+import multiprocessing
 import os
+import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import grain
@@ -125,9 +127,9 @@ class Loader:
             corruption=corruption,
         )
 
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    def __iter__(self) -> Generator[dict[str, np.ndarray], None, None]:
         """The next batches. In training they follow the last one that was delivered or restored;
-        in evaluation they start with the first image.
+        in evaluation they start with the first image. `close()` ends the workers.
 
         Raises:
             ValueError: an image cannot be read, and `on_error="fatal"`.
@@ -160,7 +162,8 @@ class Loader:
             return batches
         if not flags.FLAGS.is_parsed():  # grain's workers read flags, which only absl.app parses
             flags.FLAGS.mark_as_parsed()
-        return batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+        options = grain.MultiprocessingOptions(num_workers=self._workers)
+        return batches.mp_prefetch(options, worker_init_fn=_end_with_parent)
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on after the last batch that was delivered. As JSON."""
@@ -189,6 +192,18 @@ def _digest(images: Sequence[Image]) -> str:
         f"{path[len(folder) :]} {label}" for path, (_, label) in zip(paths, images, strict=True)
     )
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """Ends this worker if the process that started it is killed; it would wait for it forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @dataclasses.dataclass(frozen=True)
