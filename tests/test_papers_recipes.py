@@ -219,6 +219,16 @@ def test_subsets_of_imagenet_keep_their_labels(imagenet):
     assert [x.label for x in found.tests["imagenet-v2"].images] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
+def test_corrupted_sets_are_added_to_the_report(imagenet):
+    found = sets.find(recipes.imagenet("ftp"), imagenet)
+    more = sets.corrupted(found, "imagenet", 3, papers_files.SIDE)
+    added = {name: x for name, x in more.tests.items() if name not in found.tests}
+    # Frost needs photographs, which may not be installed.
+    frost = [text for text in more.missing if "imagenet, frost: " in text]
+    assert len(added) + len(frost) == 15
+    assert added["imagenet, fog"] == (found.tests["imagenet"].images, None, ("fog", 3))
+
+
 def test_labels_that_domainnet_does_not_have_are_refused(domainnet, tmp_path):
     for path in domainnet.iterdir():
         (tmp_path / path.name).symlink_to(path)

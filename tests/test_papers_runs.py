@@ -64,10 +64,12 @@ def saved(folder, name="params"):
 
 def test_domainnet_learns_reports_every_domain_and_is_not_repeated(files, tmp_path, capsys):
     options = {"method": "finetune", "epochs": 8, "learning_rate": 3e-3, "batch": 16}
+    options |= {"corruptions": 1}
     found = run(files, "domainnet", "clip-resnet50", tmp_path, **options)
-    assert list(found) == ["real, validation", *SETS["domainnet"]]
+    assert list(found)[:6] == ["real, validation", *SETS["domainnet"]]
+    assert "real, jpeg_compression" in found
     # The colours of the classes are far apart, in all domains; a guess has 25 %.
-    assert min(found.values()) > 75, found
+    assert min(found[name] for name in SETS["domainnet"]) > 75, found
     printed = capsys.readouterr().out
     assert re.search(r"finetune, this run +[\d.]+ +[\d.]+", printed)
     folder = tmp_path / "domainnet" / "clip-resnet50" / "finetune"

@@ -84,6 +84,12 @@ def _add_common(command: argparse.ArgumentParser, optimizer: str) -> None:
     running.add_argument(
         "--on-error", choices=("fatal", "skip"), default="fatal", help="of unreadable images"
     )
+    running.add_argument(
+        "--corruptions",
+        type=int,
+        choices=range(1, 6),
+        help="also test on ImageNet-C's corruptions, of this severity",
+    )
     running.add_argument("--save-every", type=int, default=500, help="steps")
     running.add_argument("--log-every", type=int, default=20, help="steps")
     several = command.add_argument_group("several processes")

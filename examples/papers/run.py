@@ -50,6 +50,9 @@ class Run:
         self.head = getattr(options, "head", None)
         self.new_head = self.head is None and not recipe.probe_epochs
         self.sets = sets.find(recipe, options.data)
+        if options.corruptions:
+            first = published.SETS[recipe.experiment][0]
+            self.sets = sets.corrupted(self.sets, first, options.corruptions, self.size)
         self.network = models.network(
             recipe.model,
             self.sets.classes,
@@ -68,7 +71,9 @@ class Run:
         self.program = training.compiled(self.network, tx, mesh, options.layout)
         self.folder = f"{options.output}/{recipe.experiment}/{recipe.model}"
 
-    def loader(self, images: list[Image], training: bool) -> Loader:
+    def loader(
+        self, images: list[Image], training: bool, corruption: tuple[str, int] | None = None
+    ) -> Loader:
         """Batches of this process."""
         try:
             return Loader(
@@ -81,6 +86,7 @@ class Run:
                 processes=jax.process_count(),
                 workers=self.options.workers,
                 on_error=self.options.on_error,
+                corruption=corruption,
                 **sets.PREPROCESSING[self.recipe.experiment],
             )
         except ValueError as error:
@@ -154,7 +160,7 @@ class Run:
         evaluation = Evaluation(self.network, self.sets.classes, self.mesh)
         found = {}
         for name, test in self.sets.tests.items():
-            loader = self.loader(test.images, training=False)
+            loader = self.loader(test.images, False, test.corruption)
             batches = Reading(loader)
             count = loader.steps_per_epoch
             found[name] = evaluation.accuracy(params, stats, batches, name, count, test.among)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from examples.papers import lists
+from examples.papers import corruptions, lists
 from examples.papers.lists import Image
 from examples.papers.published import SETS
 from examples.papers.recipes import Recipe
@@ -34,10 +34,12 @@ class Test(NamedTuple):
     Attributes:
         images: its images.
         among: its labels, if it has a subset of the classes.
+        corruption: name and severity of a corruption of all images.
     """
 
     images: list[Image]
     among: list[int] | None = None
+    corruption: tuple[str, int] | None = None
 
 
 class Sets(NamedTuple):
@@ -68,6 +70,26 @@ def find(recipe: Recipe, root: Path) -> Sets:
         return {"domainnet": _domainnet, "imagenet": _imagenet}[recipe.experiment](recipe, root)
     except (OSError, ValueError) as error:
         raise Refused(f"`--data {root}` cannot be used: {error}") from error
+
+
+def corrupted(sets: Sets, name: str, severity: int, size: int) -> Sets:
+    """The sets, and a data set of the report with each of ImageNet-C's corruptions.
+
+    Args:
+        sets: from `find`.
+        name: of the data set to corrupt.
+        severity: 1 to 5.
+        size: pixels of an image's side.
+    """
+    tests, missing = dict(sets.tests), list(sets.missing)
+    for kind in corruptions.CORRUPTIONS:
+        try:
+            corruptions.check(kind, severity, size)
+        except ValueError as error:  # frost needs photographs
+            missing.append(f"{name}, {kind}: {error}")
+            continue
+        tests[f"{name}, {kind}"] = tests[name]._replace(corruption=(kind, severity))
+    return sets._replace(tests=tests, missing=missing)
 
 
 def _domainnet(recipe: Recipe, root: Path) -> Sets:
