@@ -44,13 +44,14 @@ class Evaluation:
         allowed = np.full(self.classes, among is None)
         if among is not None:
             allowed[list(among)] = True
-        right, total = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        counts: list[Any] = []
         quiet = jax.process_index() > 0
         for batch in tqdm(batches, title, steps, unit="batch", leave=False, disable=quiet):
-            # Not read until the end, so that the host decodes while the devices compute.
-            more = self._count(params, stats, on_devices(batch, self.mesh), allowed)
-            right, total = right + more[0], total + more[1]
-        if not int(total):
+            counts.append(self._count(params, stats, on_devices(batch, self.mesh), allowed))
+            # As in training, the host is one batch ahead of the devices.
+            jax.block_until_ready(counts[-2:-1])
+        right, total = np.sum(jax.device_get(counts), axis=0)
+        if not total:
             raise ValueError(f"{title}: there is no image that can be read.")
         return 100 * int(right) / int(total)
 

@@ -44,7 +44,7 @@ def train(
         batch: images in a step, over all processes.
         mesh: of all devices.
         checkpoints: to resume from and save to.
-        log_every: steps between shown losses. To read one, the host waits for the devices.
+        log_every: steps between shown losses.
     """
     done = checkpoints.latest()
     if done is None:
@@ -62,13 +62,17 @@ def train(
         unit="image",
         disable=jax.process_index() > 0,
     ) as bar:
+        waited: jax.Array | None = None
         for t in range(done, steps):
             given = {name: on_devices(next(x), mesh) for name, x in batches.items()}
             state, loss = program.step(state, given["train"], given.get("held-out"))
             positions = {name: loader.state() for name, loader in loaders.items()}
             checkpoints.save_run(t + 1, state, positions, last=t + 1 == steps)
+            # The host reads the next images while the devices compute, but is not further ahead,
+            # because images that wait take memory.
+            jax.block_until_ready(waited)
+            waited = loss
             if (t + 1) % log_every == 0:
-                # Before the bar moves, so that it counts what the devices have done.
                 bar.set_postfix(loss=f"{float(loss):.3f}", refresh=False)
             bar.update(batch)
     return state

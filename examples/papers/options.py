@@ -117,8 +117,10 @@ def recipe(options: argparse.Namespace) -> Recipe:
         _check(options, name, at_least=1)
     for name in ("warmup", "clip", "strength", "probe_epochs", "seed", "weight_decay", "workers"):
         _check(options, name, at_least=0)
-    if options.learning_rate is not None and not options.learning_rate > 0:
-        raise Refused(f"`--learning-rate` must be above 0; got {options.learning_rate}.")
+    for name in ("learning_rate", "images_per_second"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise Refused(f"`--{name.replace('_', '-')}` must be above 0; got {value}.")
     if options.strength is not None and options.method not in recipes.STRENGTHS:
         expected = ", ".join(recipes.STRENGTHS)
         raise Refused(
