@@ -4,6 +4,7 @@ import colorsys
 import io
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -516,5 +517,9 @@ def test_the_loader_corrupts_an_image_by_its_name_alone(tmp_path):
         np.testing.assert_array_equal(part[label], received[label])
     for label in range(6):
         np.testing.assert_array_equal(backwards[label], received[label])
+    twin = tmp_path / "real/twin" / Path(images[0].path).name  # of another class
+    write_image(twin, 40, 50, seed=0)
+    twins = load([lists.Image(str(twin), 9), images[0]], ("impulse_noise", 2))
+    assert (twins[9] != twins[0]).any()
     other = load(images, ("impulse_noise", 2), seed=1)
     assert any((other[x] != received[x]).any() for x in range(6))

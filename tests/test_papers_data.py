@@ -157,8 +157,10 @@ RED = (200, 40, 90)
 
 def test_files_of_every_mode_become_rgb(tmp_path):
     colour = Image.new("RGB", (8, 6), RED)
-    palette = colour.quantize(2)
-    palette.info["transparency"] = bytes([0, 128])
+    palette = colour.copy()
+    palette.putpixel((0, 0), (1, 2, 3))
+    palette = palette.quantize(2)  # Pillow warns if such a file is not converted to RGBA first
+    options = {"palette.png": {"transparency": bytes([10, 128])}, "cmyk.jpg": {"quality": 100}}
     grey = Image.new("L", (8, 6), 77)
     written = {
         "rgb.png": (colour, RED),
@@ -171,11 +173,11 @@ def test_files_of_every_mode_become_rgb(tmp_path):
         "cmyk.jpg": (Image.new("CMYK", (8, 6), (55, 215, 165, 0)), RED),
     }
     for name, (image, expected) in written.items():
-        image.save(tmp_path / name, **({"quality": 100} if name == "cmyk.jpg" else {}))
+        image.save(tmp_path / name, **options.get(name, {}))
         received = images.read(str(tmp_path / name))
         assert received.mode == "RGB"
         # JPEG rounds its coefficients: by 1 at this quality.
-        error = np.abs(np.asarray(received, int) - expected).max()
+        error = np.abs(np.asarray(received, int)[1:] - expected).max()
         assert error <= (1 if name.endswith("jpg") else 0), name
 
 
