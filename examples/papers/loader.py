@@ -72,7 +72,9 @@ class Loader:
             seed: of the order and of the crops.
             process: number of this process, from 0.
             processes: how many share a batch. Process `i` has the `i`th slice of its rows.
-            workers: processes that read ahead. 0: threads of this process do.
+            workers: processes that read ahead. 0: threads of this process do. Each worker has up to
+                three batches in shared memory, 154 MB for 256 images of 224 pixels. (Docker's
+                default of 64 MB is too little: `docker run --shm-size`.)
             on_error: what an image that cannot be read does: "fatal" or "skip".
             epochs: default: without end in training, 1 in evaluation.
             interpolation: "bilinear" or "bicubic".
