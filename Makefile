@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 NUMERIC := golden reference random_trees projection ftp tpgm spd baselines compact interpolate \
 	anchors unit state hostile stacks misuse
 
-.PHONY: help demo sentiment pod papers test test-all test-optimized lint wheel docs bench bench-scaling bench-compact bench-robustness bench-sentiment bench-activity bench-tpu bench-gpu frameworks clean
+.PHONY: help demo sentiment pod papers test test-all test-optimized lint wheel docs bench bench-scaling bench-compact bench-robustness bench-sentiment bench-papers bench-activity bench-tpu bench-gpu frameworks clean
 
 help:
 	@echo "make demo   fine-tune on handwritten digits: a table and results/demo/figure.png"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench-activity  at which learning rates FTP acts (docs/active.md)"
 	@echo "make bench-robustness  the study of docs/study.md; make bench-tpu: programs for TPU pods, compiled"
 	@echo "make bench-sentiment  the study of docs/sentiment.md"
+	@echo "make bench-papers  training steps and the loader of the papers' programs (docs/papers.md)"
 	@echo "make bench-gpu  kernels and memory traffic of programs for an H100, compiled without a GPU"
 	@echo "make frameworks  fine-tuning inside other frameworks, each in an environment of its own"
 
@@ -120,6 +121,10 @@ bench-robustness: .venv/test
 
 bench-sentiment: .venv/test
 	$(BIN)/python -m benchmarks.sentiment $(ARGS)
+
+bench-papers: .venv/test
+	$(BIN)/python -m benchmarks.papers $(ARGS)
+	$(BIN)/python -m benchmarks.papers_loader
 
 bench-activity: .venv/test
 	$(BIN)/python -m benchmarks.activity $(ARGS)
