@@ -259,7 +259,7 @@ def test_accuracy_counts_images_that_count_among_the_allowed_classes():
     assert evaluation.accuracy({}, {}, [batch], "subset", 1, among=[0, 1, 2]) == 60.0
     # Among 0 and 1, so does the 3rd.
     assert evaluation.accuracy({}, {}, [batch], "subset", 1, among=[0, 1]) == 80.0
-    with pytest.raises(ValueError, match="no image that can be read"):
+    with pytest.raises(Refused, match="no image that can be read"):
         evaluation.accuracy({}, {}, [batch | {"mask": np.zeros(8, bool)}], "none", 1)
 
 

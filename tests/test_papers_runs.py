@@ -175,6 +175,10 @@ def test_unreadable_images_stop_the_run_or_are_counted(files, tmp_path, capsys):
     assert re.search(r"^imagenet: [\d.]+ %, 1 images skipped", printed, re.MULTILINE)
     assert "not measured, imagenet-v2: " in printed
     assert list(found) == ["imagenet", "imagenet-a", "imagenet-r"]
+    results = tmp_path / "out" / "imagenet" / "clip-vit-b16" / "finetune" / "results.json"
+    skipped = json.loads(results.read_text())["skipped"]
+    assert list(skipped["imagenet"]) == [str(broken)]
+    assert skipped["imagenet-a"] == skipped["train"] == {}
     (ours,) = (x for x in printed.splitlines() if "this run" in x)
     assert ours.split()[-4:].count("-") == 2  # V2, sketch and the mean: one before R
 

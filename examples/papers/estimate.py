@@ -45,8 +45,15 @@ def memory(recipe: Recipe, program: Program, size: int, mesh: jax.sharding.Mesh)
     return "\n".join([title, *lines, f"  sum: {sum(parts.values()) / 1e9:.3f} GB"])
 
 
-def hours(recipe: Recipe, sets: Sets, steps: int, speed: float | None) -> str:
-    """Time at a measured speed, in images a second of the training step."""
+def hours(recipe: Recipe, sets: Sets, steps: float, speed: float | None) -> str:
+    """Time at a measured speed.
+
+    Args:
+        recipe: the settings.
+        sets: the images.
+        steps: training steps. One that trains the head alone counts as a third.
+        speed: of the training step, in images a second.
+    """
     if not speed:
         return "time: unknown. A run shows images per second; give them with `--images-per-second`."
     # An evaluation makes no gradients, which take two thirds of a step.

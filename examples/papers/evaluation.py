@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from examples.papers.models import Network
 from examples.papers.training import Batch, on_devices
+from examples.pod.settings import Refused
 
 
 class Evaluation:
@@ -39,7 +40,7 @@ class Evaluation:
             among: the labels that the data set has. The model chooses among these only.
 
         Raises:
-            ValueError: no image counts.
+            Refused: no image counts.
         """
         allowed = np.full(self.classes, among is None)
         if among is not None:
@@ -52,7 +53,7 @@ class Evaluation:
             jax.block_until_ready(counts[-2:-1])
         right, total = np.sum(jax.device_get(counts), axis=0)
         if not total:
-            raise ValueError(f"{title}: there is no image that can be read.")
+            raise Refused(f"{title}: there is no image that can be read. Repair its files.")
         return 100 * int(right) / int(total)
 
 

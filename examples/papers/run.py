@@ -155,17 +155,18 @@ class Run:
         loss = partial(training.held_out_loss, self.network)
         return methods.correct(self.recipe, tuned, anchor, self.new_head, loss, batches)
 
-    def accuracies(self, params: Any, stats: Any) -> dict[str, float]:
-        """By data set, in per cent."""
+    def accuracies(self, params: Any, stats: Any) -> tuple[dict[str, float], dict[str, Any]]:
+        """By data set: accuracy in per cent, and images that could not be read, with the reason."""
         evaluation = Evaluation(self.network, self.sets.classes, self.mesh)
-        found = {}
+        found, skipped = {}, {}
         for name, test in self.sets.tests.items():
             loader = self.loader(test.images, False, test.corruption)
             batches = Reading(loader)
             count = loader.steps_per_epoch
             found[name] = evaluation.accuracy(params, stats, batches, name, count, test.among)
+            skipped[name] = loader.skipped
             say(f"{name}: {found[name]:.2f} %, {len(loader.skipped)} images skipped")
-        return found
+        return found, skipped
 
 
 class Reading:
@@ -191,9 +192,10 @@ def run(
     """Trains, evaluates and prints. Returns the accuracies by data set, in per cent."""
     this = Run(options, recipe, mesh, shape)
     if options.dry_run:
+        speed = options.images_per_second
         say(estimate.plan(recipe, this.sets, this.steps, this.probe_steps))
         say(estimate.memory(recipe, this.program, this.size, mesh))
-        say(estimate.hours(recipe, this.sets, this.steps, options.images_per_second))
+        say(estimate.hours(recipe, this.sets, this.steps + this.probe_steps / 3, speed))
         return {}
     for text in this.sets.missing:
         say(f"not measured, {text}")
@@ -202,8 +204,8 @@ def run(
     state = this.train(
         recipe.method, program, this.pretrained, this.loaders, this.steps, folder, settings
     )
-    skipped = {name: x.skipped for name, x in this.loaders.items() if x.skipped}
-    found = this.accuracies(*this.corrected(state))
+    found, skipped = this.accuracies(*this.corrected(state))
+    skipped |= {name: loader.skipped for name, loader in this.loaders.items()}
     radii = methods.radii(state.params, state.opt_state)
     say(published.table(recipe.experiment, recipe.model, recipe.method, recipe.percent, found))
     results = {"accuracies": found, "recipe": settings, "radii": radii, "skipped": skipped}
