@@ -183,6 +183,15 @@ def test_defocus_blur_spreads_a_point_over_a_disk(severity):
         assert abs(received[20 + i, 20 + j] - expected) < 1e-14
 
 
+def test_defocus_blur_reflects_at_the_border():
+    x = np.zeros((20, 20, 3))
+    x[:, 1] = 1
+    received = blurs.defocus_blur(x, (3, 0.1), np.random.default_rng(0))
+    # A disk of radius 3 has 29 pixels, 5 of them in each column beside its centre. Column -1 is a
+    # reflection of column 1, at the centre of column 0.
+    np.testing.assert_allclose(received[10, 0], 10 / 29, atol=1e-12)
+
+
 def test_blurs_leave_an_even_image_as_it_is():
     even = np.full((32, 32, 3), 90, np.uint8)
     for kind in ("glass_blur", "motion_blur", "zoom_blur", "elastic_transform"):
@@ -367,21 +376,23 @@ def test_the_landscape_of_fog_is_made_of_squares_and_diamonds():
     def part(size):
         return np.random.default_rng(size).uniform(-1, 1, (size, size))
 
-    noise = [part(size) for size in (1, 1, 1, 2, 2, 2)]
+    noise = [part(size) for size in (1, 1, 1, 2, 2, 2, 4, 4, 4)]
     draws = given(*noise)
-    received = weather.fog(np.full((4, 4, 3), 0.5), (1, 1.6), draws)
-    assert [asked[:2] for asked in draws.asked] == [(-100, 100)] * 3 + [(-62.5, 62.5)] * 3
-    heights = np.zeros((4, 4))
+    received = weather.fog(np.full((8, 8, 3), 0.5), (1, 1.6), draws)
+    amplitudes = (100, 62.5, 39.0625)
+    assert [asked[:2] for asked in draws.asked] == [(-a, a) for a in amplitudes for _ in range(3)]
+    heights = np.zeros((8, 8))
 
     def fill(row, column, neighbours, noise, amplitude):
-        mean = sum(heights[(row + i) % 4, (column + j) % 4] for i, j in neighbours) / 4
+        mean = sum(heights[(row + i) % 8, (column + j) % 8] for i, j in neighbours) / 4
         heights[row, column] = mean + amplitude * noise
 
-    for step, amplitude, (centres, tops, sides) in ((4, 100, noise[:3]), (2, 62.5, noise[3:])):
+    for level, (step, amplitude) in enumerate(zip((8, 4, 2), amplitudes, strict=True)):
+        centres, tops, sides = noise[3 * level : 3 * level + 3]
         half = step // 2
         corners = [(i, j) for i in (-half, half) for j in (-half, half)]
         beside = [(-half, 0), (half, 0), (0, -half), (0, half)]
-        cells = list(itertools.product(range(4 // step), repeat=2))
+        cells = list(itertools.product(range(8 // step), repeat=2))
         for i, j in cells:
             fill(i * step + half, j * step + half, corners, centres[i, j], amplitude)
         for i, j in cells:
