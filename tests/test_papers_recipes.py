@@ -64,7 +64,7 @@ def test_a_head_is_trained_first_if_the_anchor_needs_one():
     assert recipes.domainnet("wise").probe_epochs == 0
 
 
-def steps(tx, params, grads):
+def steps(tx: Any, params: Any, grads: Any) -> list[Any]:
     """Parameters after each step."""
     state = tx.init(params)
     update = jax.jit(tx.update)
@@ -147,7 +147,7 @@ def test_tpgm_in_training_uses_the_held_out_loss():
     grads, moved = jax.tree.map(jnp.ones_like, params), []
     for sign in (1.0, -1.0):  # held-out data that want to stay, or to go further
         extra = {"held_out_loss": lambda p, s=sign: -s * p["conv1"]["kernel"].sum()}
-        updates, _ = tx.update(grads, tx.init(params), params, **extra)
+        updates: Any = tx.update(grads, tx.init(params), params, **extra)[0]
         moved.append(float(updates["conv1"]["kernel"][0, 0]))
         np.testing.assert_allclose(updates["head"]["kernel"], [[-0.19]], rtol=1e-5)
     # The first radius is half of 0.19, and Adam's first step is 1e-2.
@@ -163,9 +163,12 @@ def test_the_probe_trains_the_head_alone():
     np.testing.assert_allclose(after["head"]["kernel"], 1 - sum(rates), rtol=1e-6)
 
 
-TUNED = {"conv1": {"kernel": jnp.full((1, 4), 2.0)}, "head": {"kernel": jnp.full((4, 1), 3.0)}}
-ANCHOR = jax.tree.map(jnp.zeros_like, TUNED)
-STATS = {"bn1": {"mean": jnp.array([4.0])}}, {"bn1": {"mean": jnp.array([0.0])}}
+TUNED: dict[str, Any] = {
+    "conv1": {"kernel": jnp.full((1, 4), 2.0)},
+    "head": {"kernel": jnp.full((4, 1), 3.0)},
+}
+ANCHOR: Any = jax.tree.map(jnp.zeros_like, TUNED)
+STATS: Any = {"bn1": {"mean": jnp.array([4.0])}}, {"bn1": {"mean": jnp.array([0.0])}}
 
 
 @pytest.mark.parametrize(("new_head", "head"), [(True, 3.0), (False, 0.75)])

@@ -276,13 +276,13 @@ CASES = {
 }
 
 
-def ours(kind):
+def ours(kind) -> Any:
     rngs = nnx.Rngs(0)
     if kind is TorchViT:
-        shape = {"width": 24, "depth": 2, "heads": 3}
+        shape: dict[str, Any] = {"width": 24, "depth": 2, "heads": 3}
         return CLIPViT(5, features=FEATURES, size=SIZE, rngs=rngs, **shape)
     if kind is TorchCLIPResNet:
-        shape = {"heads": HEADS, "features": FEATURES, "size": SIZE}
+        shape: dict[str, Any] = {"heads": HEADS, "features": FEATURES, "size": SIZE}
         return CLIPResNet(5, width=WIDTH, depths=DEPTHS, rngs=rngs, **shape)
     return ResNet(5, width=WIDTH, depths=DEPTHS, rngs=rngs)
 
@@ -326,7 +326,7 @@ def test_a_file_with_other_objects_is_refused(tmp_path):
 def test_zero_shot_features_have_length_1():
     torch.manual_seed(0)
     theirs = randomize(TorchViT())
-    shape = {"width": 24, "depth": 2, "heads": 3}
+    shape: dict[str, Any] = {"width": 24, "depth": 2, "heads": 3}
     model = CLIPViT(5, features=FEATURES, size=SIZE, normalize=True, rngs=nnx.Rngs(0), **shape)
     weights.assign(model, {name: x.numpy() for name, x in theirs.state_dict().items()})
     x = np.random.default_rng(1).normal(size=(4, 3, SIZE, SIZE)).astype(np.float32)

@@ -92,7 +92,7 @@ def correct(
     new_head: bool,
     held_out_loss: Callable[[Any, Any], jax.Array],
     batches: Iterable[Any],
-) -> tuple[optax.Params, Any]:
+) -> tuple[Any, Any]:
     """WiSE-FT, or TPGM on a model that is fine-tuned.
 
     Args:
