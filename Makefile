@@ -9,13 +9,14 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 NUMERIC := golden reference random_trees projection ftp tpgm spd baselines compact interpolate \
 	anchors unit state hostile stacks misuse
 
-.PHONY: help demo sentiment pod test test-all test-optimized lint wheel docs bench bench-scaling bench-compact bench-robustness bench-sentiment bench-activity bench-tpu bench-gpu frameworks clean
+.PHONY: help demo sentiment pod papers test test-all test-optimized lint wheel docs bench bench-scaling bench-compact bench-robustness bench-sentiment bench-papers bench-activity bench-tpu bench-gpu frameworks clean
 
 help:
 	@echo "make demo   fine-tune on handwritten digits: a table and results/demo/figure.png"
 	@echo "            options: make demo ARGS='--fast --seed 1'"
 	@echo "make sentiment  fine-tune MiniLM, a real BERT model, on movie reviews, and test it on other texts"
 	@echo "make pod    fine-tune a decoder on all devices, with checkpoints; again: goes on (docs/pods.md)"
+	@echo "make papers ARGS='domainnet ...'  the experiments of the papers, with your images (docs/papers.md)"
 	@echo "make test   lint, types, and all tests and doctests but the slow ones"
 	@echo "make test-all   make test, then the built wheel and the slow tests: study, demo, pod, trainers, processes, site"
 	@echo "make test-optimized  the numeric tests, compiled with the optimisations that users get"
@@ -25,6 +26,7 @@ help:
 	@echo "make bench-activity  at which learning rates FTP acts (docs/active.md)"
 	@echo "make bench-robustness  runs the study of docs/study.md again; make bench-tpu: programs for TPU pods, compiled"
 	@echo "make bench-sentiment  the study of docs/sentiment.md"
+	@echo "make bench-papers  training steps and the loader of the papers' programs (docs/papers.md)"
 	@echo "make bench-gpu  kernels and memory traffic of programs for an H100, compiled without a GPU"
 	@echo "make frameworks  fine-tuning inside other frameworks, each in an environment of its own"
 
@@ -48,6 +50,10 @@ help:
 
 .venv/pod: .venv/demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pod]'
+	touch $@
+
+.venv/papers: .venv/demo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[papers]'
 	touch $@
 
 # 200 MB, and of use to nothing else; it asks for no other package.
@@ -74,6 +80,10 @@ sentiment: .venv/sentiment
 
 pod: .venv/pod
 	$(BIN)/python -m examples.pod_finetune $(ARGS)
+
+# For example: make papers ARGS='domainnet --method ftp --weights RN50.pt --data domainnet'
+papers: .venv/papers
+	$(BIN)/python -m examples.papers $(ARGS)
 
 test: lint
 	$(PYTEST) -m "not slow" $(ARGS)
@@ -111,6 +121,10 @@ bench-robustness: .venv/test
 
 bench-sentiment: .venv/test
 	$(BIN)/python -m benchmarks.sentiment $(ARGS)
+
+bench-papers: .venv/test
+	$(BIN)/python -m benchmarks.papers $(ARGS)
+	$(BIN)/python -m benchmarks.papers_loader
 
 bench-activity: .venv/test
 	$(BIN)/python -m benchmarks.activity $(ARGS)

@@ -1,5 +1,7 @@
 """The papers' models and their weights, against NumPy in float64 and against PyTorch."""
 
+from typing import Any
+
 import numpy as np
 import papers_numpy
 import pytest
@@ -20,7 +22,7 @@ TOLERANCE = 1e-4
 def make(kind, size=64):
     """A tiny model, tensors for it with PyTorch's names, and its forward pass in NumPy."""
     if kind == "vit":
-        shape = {"width": 12, "depth": 2, "patch": 16, "size": size, "features": 8}
+        shape: dict[str, Any] = {"width": 12, "depth": 2, "patch": 16, "size": size, "features": 8}
         model = CLIPViT(5, heads=3, rngs=nnx.Rngs(0), **shape)
         tensors = papers_numpy.random_vit(0, **shape)
 

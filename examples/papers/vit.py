@@ -84,6 +84,7 @@ class CLIPViT(nnx.Module):
         features: int = 512,
         patch: int = 16,
         size: int = 224,
+        normalize: bool = False,
         dtype: Any = None,
         rngs: nnx.Rngs,
     ):
@@ -96,9 +97,11 @@ class CLIPViT(nnx.Module):
             features: numbers that CLIP represents an image by.
             patch: pixels of a patch's side.
             size: pixels of an image's side; a multiple of `patch`.
+            normalize: divide the features by their length, as CLIP does before a zero-shot head.
             dtype: of the arithmetic. Parameters are float32.
             rngs: source of the initial weights.
         """
+        self.normalize = normalize
         keywords = {"dtype": dtype, "rngs": rngs}
 
         def normal(*shape):
@@ -122,4 +125,8 @@ class CLIPViT(nnx.Module):
         x = jnp.concatenate([first.astype(x.dtype), x], axis=1)
         x = self.ln_pre(x + self.positional_embedding[...].astype(x.dtype))
         x = self.ln_post(self.transformer(x)[:, 0])
-        return self.head(x @ self.proj[...].astype(x.dtype))
+        x = x @ self.proj[...].astype(x.dtype)
+        if self.normalize:
+            length = jnp.linalg.norm(x.astype(jnp.float32), axis=-1, keepdims=True)
+            x = (x / length).astype(x.dtype)
+        return self.head(x)

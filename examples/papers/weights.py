@@ -12,6 +12,7 @@ Every other name is an error, and so is a wrong shape or a tensor that the file 
 """
 
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,7 +95,10 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     except ImportError as error:
         raise ImportError(f"{path} needs PyTorch: pip install torch.") from error
     if _is_archive(path):
-        saved = torch.jit.load(path, map_location="cpu").state_dict()
+        with warnings.catch_warnings():
+            # PyTorch advises against TorchScript, but OpenAI's weights are published in it.
+            warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", FutureWarning)
+            saved = torch.jit.load(path, map_location="cpu").state_dict()
     else:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     saved = saved.get("state_dict", saved)

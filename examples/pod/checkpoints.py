@@ -1,7 +1,7 @@
 """Orbax checkpoints, to resume a run that was killed."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import optax
 import orbax.checkpoint as ocp
@@ -33,7 +33,7 @@ class Checkpoints:
         )
         self.manager = ocp.CheckpointManager(whole, options=options)
 
-    def __enter__(self) -> "Checkpoints":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
