@@ -132,7 +132,9 @@ def fit_radii(
     for batch in iterator:
         model = params, w0, spec, optimizer
         radii, state, loss_before = _learn(loss, radii, state, unit_size, batch, *model)
-        losses.append(loss_before)
+        # Otherwise the host puts the batches of all steps on the devices at once. On a CPU, virtual
+        # devices can also block each other if several steps are under way.
+        losses.append(jax.block_until_ready(loss_before))
     if not losses:
         raise ValueError(
             "`batches` is empty, so no radius was learned: pass held-out batches, one for "
