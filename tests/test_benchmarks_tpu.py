@@ -144,7 +144,8 @@ def test_kernels_that_write_to_the_residual_stream_have_the_transposed_layout():
 
 
 def test_a_state_has_the_shardings_of_its_parameters():
-    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), devices=jax.devices("cpu")[:8])
+    auto = (AxisType.Auto,) * 2
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), auto, devices=jax.devices("cpu")[:8])
     params = {"kernel": pod.struct((8, 4), jnp.float32, mesh, P("fsdp", "tensor"))}
     state = pod.state_of(tpgm_jax.ftp(optax.adamw(1e-4)), params, mesh)
     assert state.anchor["kernel"].sharding.spec == P("fsdp", "tensor")

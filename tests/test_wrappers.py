@@ -60,7 +60,7 @@ OPTIMIZERS: dict[str, Any] = {
     "ademamix": contrib.ademamix(RATE),
     "adopt": contrib.adopt(RATE),
     "cocob": contrib.cocob(),
-    "madgrad": contrib.madgrad(RATE),
+    **({"madgrad": contrib.madgrad(RATE)} if hasattr(contrib, "madgrad") else {}),  # optax 0.2.8
     "muon": contrib.muon(RATE),
     "polyak_sgd": optax.polyak_sgd(),
     "momo": contrib.momo(),
