@@ -6,12 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import tpgm_jax
 from benchmarks import recording, robustness
 from benchmarks.study import cells, runs
-from benchmarks.study.methods import HEAD, SOURCES, Hyper, half, layerwise
+from benchmarks.study.methods import HEAD, SOURCES, Hyper, following, half, layerwise, relative
 from benchmarks.study.models import Attention, Conv, network
 from benchmarks.study.pretraining import Setup
 from benchmarks.study.sets import few, sets
@@ -111,6 +112,27 @@ def test_half_of_the_tensors_are_frozen_for_an_epoch(exclude):
     assert {sum(epoch) for epoch in moved} <= ({3} if exclude is None else {3, 4})
     if exclude:
         assert all(epoch[0] for epoch in moved), "a new head always moves"
+
+
+def test_a_relative_step_multiplies_the_radius():
+    tx, r = relative(0.1), jnp.array([2.0, 0.5])
+    updates: Any = tx.update(jnp.array([3.0, -1e-3]), tx.init(r), r)[0]
+    # Adam's first step is the sign of the gradient, up to eps / |h| = 1e-5.
+    np.testing.assert_allclose(r + updates, r * np.exp([-0.1, 0.1]), rtol=2e-6)
+
+
+def test_a_following_step_is_a_share_of_the_learning_rate():
+    params = {"params": {"layer_0": {"kernel": jnp.full((4, 3), 0.05)}}}
+    tx = following(0.5)(hyper(rate=lambda step: 1e-3))
+    updates, state = tx.update(params, tx.init(params), params)
+    for _ in range(2):
+        updates, state = tx.update(params, state, optax.apply_updates(params, updates))
+    # Adam moves a row of 4 weights by 4e-3; the radii's Adam steps by half of that. Its
+    # gradients are 0 in the first update, and then equal: m / sqrt(v), corrected for the start.
+    steps = [(1 - 0.9**n) / (1 - 0.9 ** (n + 1)) for n in (1, 2)]
+    steps /= np.sqrt([(1 - 0.999**n) / (1 - 0.999 ** (n + 1)) for n in (1, 2)])
+    # Float32 rounds 1 - 0.999 to 6e-8 / 1e-3.
+    assert state.radii[0] == pytest.approx(2e-3 * sum(steps), rel=1e-4)
 
 
 def test_post_hoc_fit_is_fit_radii():

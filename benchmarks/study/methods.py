@@ -109,6 +109,30 @@ def anchor(**options: Any) -> Method:
     return wrapped(tpgm_jax.ftp, unit="anchor", **options)
 
 
+def relative(step: float) -> optax.GradientTransformation:
+    """Adam's direction as a share of the radius: `r <- r * exp(-step * direction)`."""
+    adam = optax.scale_by_adam()
+
+    def update(h: Any, state: Any, r: Any = None) -> Any:
+        direction, state = adam.update(h, state, r)
+        return jax.tree.map(lambda x, y: y * jnp.expm1(-step * x), direction, r), state
+
+    return optax.GradientTransformation(adam.init, update)
+
+
+def following(factor: float) -> Method:
+    """FTP whose radius step is `factor` times the farthest that Adam moves a row.
+
+    In the anchor's unit, for weights of a typical size of 0.05.
+    """
+
+    def make(h: Hyper) -> optax.GradientTransformation:
+        scale = optax.scale_by_schedule(lambda step: -factor * h.rate(step) / 0.05)
+        return anchor(radius_optimizer=optax.chain(optax.scale_by_adam(), scale))(h)
+
+    return make
+
+
 METHODS: dict[str, Method] = {
     "linear_probe": linear_probe,
     "finetune": lambda h: optax.adam(h.rate),
@@ -158,4 +182,11 @@ CANDIDATES: dict[str, Method] = {
         base=lambda rate: optax.sgd(lambda step: 10 * rate(step), momentum=0.9, nesterov=True)
     ),
     "tpgm, anchor": METHODS["tpgm_anchor"],
+    # Tried later, for a default that holds on all models.
+    "anchor, relative step 1e-2": anchor(radius_optimizer=relative(1e-2), initial_radius=1e-2),
+    "anchor, relative step 3e-2": anchor(radius_optimizer=relative(3e-2), initial_radius=1e-2),
+    "anchor, step follows the rate, 0.1": following(0.1),
+    "anchor, step follows the rate, 0.3": following(0.3),
 }
+# Compared at all rates of the curves.
+DEFAULTS = ("fine-tuning", "ftp", "anchor", "anchor, step 3e-3", *list(CANDIDATES)[-4:])

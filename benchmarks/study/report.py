@@ -48,6 +48,7 @@ def all_tables(tuned: summary.Frame, curves: summary.Frame) -> dict[str, str]:
         "continual": tables.scenario(scenario("continual"), "learning_rate", of_tasks),
         "segmentation": tables.scenario(scenario("segmentation"), "learning_rate", ID_OOD),
         "exploration": tables.exploration(scenario("exploration")),
+        "defaults": tables.defaults(scenario("exploration")),
     }
     for model in cells.MODELS:
         made[f"{model} reused: rates"] = tables.over_rates(curves.loc[model])

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.study import cells
+from benchmarks.study.methods import DEFAULTS
 from benchmarks.study.summary import MEANS, OOD, Frame, difference
 from benchmarks.tables import markdown
 
@@ -177,6 +178,22 @@ def exploration(rows: Frame) -> str:
     ]
     header = [f"{MODEL_LABELS[model]}, {rate:g}" for model, rate in columns]
     return markdown(["candidate", "taken", *header], lines)
+
+
+def defaults(rows: Frame) -> str:
+    """ID / OOD at the last iterate, at every learning rate, of candidates for a default."""
+    rows = rows.assign(ood=[np.mean(x) for x in rows[[*cells.OPEN_SHIFTS]].to_numpy()])
+    groups = dict(list(rows[rows.taken == "last"].groupby(["model", "candidate", "learning_rate"])))
+    lines = [
+        [
+            MODEL_LABELS[x],
+            name,
+            *(pair(groups[x, name, y], "id", "ood", "") for y in cells.CURVE_RATES),
+        ]
+        for x in cells.MODELS
+        for name in DEFAULTS
+    ]
+    return markdown(["model", "candidate", *(f"{x:g}" for x in cells.CURVE_RATES)], lines)
 
 
 def pair(rows: Frame, first: str, second: str, spread: str = " ± {:.1f}") -> str:
