@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import tpgm_jax
+from benchmarks.study.methods import relative
 from examples.sentiment.methods import L2SP_WEIGHT, WISE_ALPHA, adamw, pulled
 from examples.sentiment.training import HEAD
 
@@ -86,6 +87,16 @@ METHODS: dict[str, Method] = {
     # The first step is what `recommended` needs.
     "ftp_anchor": Method(
         lambda rate, step, importance: averaged(ftp_anchor(rate, step)), "step", (1e-2, 1e-3)
+    ),
+    # Radii climb and fall by 3 % at most, so that none falls to nothing at once.
+    "ftp_relative": Method(
+        lambda rate, _, importance: tpgm_jax.ftp(
+            adamw(rate),
+            unit="anchor",
+            radius_optimizer=relative(3e-2),
+            initial_radius=1e-2,
+            exclude=HEAD,
+        )
     ),
     "l2sp": Method(lambda rate, weight, importance: pulled(rate, weight), "weight",
                    (L2SP_WEIGHT, 1.0)),

@@ -23,6 +23,7 @@ LABELS = {
     "mars_sp": "MARS-SP",
     "ftp": "FTP as published",
     "ftp_anchor": "FTP, anchor's unit",
+    "ftp_relative": "FTP, anchor's unit, relative step 3e-2",
     "default": "FTP, anchor's unit, step 3e-3",
     "tpgm": "TPGM",
     "fit_radii": "`fit_radii`",
