@@ -153,7 +153,7 @@ def judged(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
         "collectives": additional collectives. "gathers": additional gathers as large as parameters.
         "temporaries" and "peak": additional memory, in parameter shards. "unexplained": additional
         bytes of the arguments that are neither expected copies of the parameters nor bookkeeping.
-        "traffic": the ratio of XLA's counts of memory traffic.
+        "traffic": the ratio of XLA's counts of memory traffic; 0 for rows from before it was read.
     """
 
     def more(column: str) -> int:
@@ -176,7 +176,7 @@ def judged(row: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
         "temporaries": more("temporary_bytes") / shard,
         "peak": more("peak_bytes") / shard,
         "unexplained": more("argument_bytes") - copies - more("bookkeeping_bytes"),
-        "traffic": int(row["accessed_bytes"]) / int(base["accessed_bytes"]),
+        "traffic": int(row["accessed_bytes"] or 0) / int(base["accessed_bytes"] or 1),
     }
 
 
