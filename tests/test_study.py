@@ -122,6 +122,7 @@ def test_a_relative_step_multiplies_the_radius():
 
 
 def test_a_following_step_is_a_share_of_the_learning_rate():
+    state: Any
     params = {"params": {"layer_0": {"kernel": jnp.full((4, 3), 0.05)}}}
     tx = following(0.5)(hyper(rate=lambda step: 1e-3))
     updates, state = tx.update(params, tx.init(params), params)

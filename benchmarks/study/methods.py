@@ -113,9 +113,9 @@ def relative(step: float) -> optax.GradientTransformation:
     """Adam's direction as a share of the radius: `r <- r * exp(-step * direction)`."""
     adam = optax.scale_by_adam()
 
-    def update(h: Any, state: Any, r: Any = None) -> Any:
-        direction, state = adam.update(h, state, r)
-        return jax.tree.map(lambda x, y: y * jnp.expm1(-step * x), direction, r), state
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        direction, state = adam.update(updates, state, params)
+        return jax.tree.map(lambda x, r: r * jnp.expm1(-step * x), direction, params), state
 
     return optax.GradientTransformation(adam.init, update)
 
