@@ -17,10 +17,28 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "extensions.code_blocks",
+    "extensions.code_host",
     "extensions.docstrings",
     "extensions.mathml",
 ]
 exclude_patterns = ["_build"]
+# By page, captions and the pages below them.
+contents = {
+    "index": {
+        "Use": [
+            *("start", "active", "choosing", "cli", "frameworks/index", "cost", "trouble", "faq"),
+            *("recipes", "trainers", "wrappers", "pods", "pytorch", "methods", "api"),
+        ],
+        "Results": ["results", "papers", "sentiment", "study", "benchmarks"],
+        "Project": ["changelog", "contributing", "releasing"],
+    },
+    "frameworks/index": {
+        "Frameworks": [
+            *("tunix", "kauldron", "gemma", "maxtext", "easydel", "keras", "haiku", "equinox"),
+            *("penzai", "flax", "log"),
+        ],
+    },
+}
 # Equations in docstrings and what programs print; code says its language itself.
 highlight_language = "none"
 

@@ -66,6 +66,17 @@ def test_the_site_builds_without_a_warning_and_describes_every_public_name(tmp_p
     assert not re.search(r"\n\s*\n</pre>", (tmp_path / "start.html").read_text())
 
 
+# They are for the site alone: the reference, and pages that are files of the root.
+SITE_ONLY = ("api", "benchmarks", "changelog", "contributing", "releasing")
+
+
+@each_page
+def test_pages_have_no_directives_which_a_code_host_shows_as_text(page):
+    if page.parent.name == "docs" and page.stem in SITE_ONLY:
+        return
+    assert not re.findall(r"```\{|^:::|\{py:", page.read_text(), re.MULTILINE)
+
+
 def test_pytest_collects_every_page_with_examples():
     collected = [ROOT / path for path in PROJECT["tool"]["pytest"]["ini_options"]["testpaths"]]
     shown = [page for page in PAGES if blocks(page, "python")]
@@ -94,4 +105,6 @@ def test_the_script_draws_all_pictures(tmp_path):
         {x.name for x in f.glob("*.svg")} for f in (tmp_path, ROOT / "docs/figures")
     )
     assert drawn == committed
-    assert set(re.findall(r"figures/(\S+)", (ROOT / "docs/methods.md").read_text())) == committed
+    assert (
+        set(re.findall(r"figures/([\w.-]+)", (ROOT / "docs/methods.md").read_text())) == committed
+    )

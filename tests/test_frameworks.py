@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_docs import ROOT
+from test_docs import ROOT, blocks
 
 import tpgm_jax
 from examples.frameworks import __main__ as runner
@@ -23,23 +23,16 @@ from tpgm_jax import Axes
 
 PAGES = ROOT / "docs" / "frameworks"
 SCRIPTS = {x.stem: x for x in (ROOT / "examples/frameworks").glob("*_*.py") if x.stem[0] != "_"}
-INCLUDE = re.compile(
-    r"```\{literalinclude\} (\S+)\n:language: python\n"
-    r':start-after: "(# \[\w+\])"\n:end-before: "(# \[/\w+\])"\n```'
-)
+PART = re.compile(r"# \[(\w+)\]\n(.*?) *# \[/\1\]", re.DOTALL)
 
 
-def included():
-    """Page, script, and the text that the page shows of it."""
-    for page in sorted(PAGES.glob("*.md")):
-        text = page.read_text()
-        assert text.count("literalinclude") == len(INCLUDE.findall(text)), page
-        for path, start, end in INCLUDE.findall(text):
-            script = (page.parent / path).resolve()
-            _, _, rest = script.read_text().partition(f"{start}\n")
-            shown, mark, _ = rest.partition(end)
-            assert mark, (page, script, end)
-            yield page.stem, script.stem, shown
+def parts():
+    """The script of each part between marks, by the part's text without its indentation."""
+    return {
+        textwrap.dedent(text).strip("\n"): script
+        for script, path in SCRIPTS.items()
+        for _, text in PART.findall(path.read_text())
+    }
 
 
 def logged():
@@ -53,14 +46,11 @@ def test_every_script_is_in_a_case():
 
 
 def test_pages_show_code_of_every_script():
-    shown = list(included())
-    assert {script for _, script, _ in shown} == SCRIPTS.keys()
-    for _, _, code in shown:
-        assert ast.parse(textwrap.dedent(code)).body
-    index = (PAGES / "index.md").read_text()
-    assert {page.stem for page in PAGES.glob("*.md")} - {"index"} == set(
-        re.findall(r"^(\w+)$", index.partition("```{toctree}")[2], re.MULTILINE)
-    )
+    shown = [code.strip("\n") for page in PAGES.glob("*.md") for code in blocks(page, "python3")]
+    assert sorted(shown) == sorted(parts())
+    assert set(parts().values()) == SCRIPTS.keys()
+    for code in shown:
+        assert ast.parse(code).body
 
 
 def test_the_log_has_every_script_and_the_index_names_every_failure():
