@@ -1,11 +1,13 @@
-"""The pages on frameworks show parts of scripts that ran. No framework is installed here.
+"""The pages on frameworks show parts of scripts that ran.
 
-`make frameworks` runs the scripts; `docs/frameworks/log.md` is its log.
+The scripts of small frameworks run here. `make frameworks` runs all; `docs/frameworks/log.md` is
+its log.
 """
 
 import ast
 import re
 import subprocess
+import sys
 import textwrap
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +53,14 @@ def test_pages_show_code_of_every_script():
     assert set(parts().values()) == SCRIPTS.keys()
     for code in shown:
         assert ast.parse(code).body
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["flax_newest", "haiku_ftp", "penzai_ftp"])
+def test_scripts_of_small_frameworks_run(script):
+    command = [sys.executable, "-m", f"examples.frameworks.{script}"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 def test_the_log_has_every_script_and_the_index_names_every_failure():
