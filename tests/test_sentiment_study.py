@@ -17,8 +17,8 @@ from examples.sentiment import data, training
 from examples.sentiment.texts import DOMAINS
 
 pytestmark = pytest.mark.slow
-NAMES = ("finetune", "mean", "wise", "l2sp", "ewc", "spd", "mars_sp", "ftp", "ftp_anchor", "tpgm",
-         "fit_radii", "recommended", "default")  # fmt: skip
+NAMES = ("finetune", "mean", "wise", "l2sp", "ewc", "spd", "mars_sp", "ftp", "ftp_anchor",
+         "ftp_relative", "tpgm", "fit_radii", "recommended", "default")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
