@@ -1,74 +1,35 @@
-"""The corruptions of `examples.papers`, against ImageNet-C's definition."""
+"""The corruptions of `examples.papers`: properties of all types, noise, digital, in the loader."""
 
-import colorsys
 import io
 import itertools
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from papers_corrupting import SEVERITIES, corrupt, each_severity, given, spots, whole, write_frost
 from papers_images import write_domainnet, write_image
 from PIL import Image
 
-from examples.papers import blurs, corruptions, lists, weather
+from examples.papers import corruptions, lists, weather
 from examples.papers.loader import Loader
 
-SEVERITIES = range(1, 6)
 NOISE = ("gaussian_noise", "shot_noise", "impulse_noise")
 BLUR = ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur")
 WEATHER = ("snow", "frost", "fog", "brightness")
 DIGITAL = ("contrast", "elastic_transform", "pixelate", "jpeg_compression")
 NAMES = NOISE + BLUR + WEATHER + DIGITAL
-each_severity = pytest.mark.parametrize("severity", SEVERITIES)
-
-
-class Draws:
-    """A generator whose draws are given, in order; it keeps what was asked for."""
-
-    def __init__(self, draws):
-        self.draws, self.asked = list(draws), []
-
-    def _next(self, *asked):
-        self.asked.append(asked)
-        return self.draws.pop(0)
-
-    uniform = standard_normal = integers = random = _next
-
-
-def given(*draws) -> Any:
-    return Draws(draws)
 
 
 @pytest.fixture(scope="module")
 def frost(tmp_path_factory):
-    """Made-up photographs of frost, as large as the smallest of the real ones."""
-    folder = tmp_path_factory.mktemp("frost")
-    for i, name in enumerate(weather.FROST):
-        write_image(folder / name, 560, weather.FROST_HEIGHT, seed=100 + i)
-    return [str(folder / name) for name in weather.FROST]
+    return write_frost(tmp_path_factory.mktemp("frost"))
 
 
 @pytest.fixture(autouse=True)
 def photographs(frost, monkeypatch):
     monkeypatch.setattr(weather, "frost_photographs", lambda: frost)
     return frost
-
-
-def spots(size=64, seed=0):
-    """A smooth image with dark and light colours."""
-    small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC))
-
-
-def corrupt(pixels, kind, severity, seed=0):
-    return corruptions.corrupt(pixels, kind, severity, np.random.default_rng(seed))
-
-
-def whole(result):
-    """As ImageNet-C makes integers of floats from 0 to 255: cut off."""
-    return np.floor(np.clip(result, 0, 255))
 
 
 # Every type
@@ -148,273 +109,6 @@ def test_impulse_noise_makes_a_share_black_or_white(severity):
     # Colours are changed apart from each other.
     equal = (received[..., 0] == received[..., 1]).mean()
     assert abs(equal - (1 - share) ** 2 - share**2 / 2) < math.sqrt(3) * FOUR_SIGMA
-
-
-# Blurs
-
-
-def point(size=41):
-    x = np.zeros((size, size, 3))
-    x[size // 2, size // 2] = 1
-    return x
-
-
-@each_severity
-def test_defocus_blur_spreads_a_point_over_a_disk(severity):
-    radius, sigma = ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[severity - 1]
-    constants = corruptions.CORRUPTIONS["defocus_blur"][1][severity - 1]
-    received = blurs.defocus_blur(point(), constants, np.random.default_rng(0))[..., 1]
-    half = max(8, radius)
-    inside = [(i, j) for i in range(-half, half + 1) for j in range(-half, half + 1)]
-    inside = [(i, j) for i, j in inside if i * i + j * j <= radius * radius]
-    near = range(-1, 2) if radius <= 8 else range(-2, 3)
-    weights = {k: math.exp(-k * k / (2 * sigma * sigma)) for k in near}
-
-    def disk(i, j):  # outside of the kernel, OpenCV reflects at its last pixel
-        i, j = (2 * half - abs(k) if abs(k) > half else k for k in (i, j))
-        return (abs(i), abs(j)) in inside
-
-    for i, j in itertools.product(range(-half - 1, half + 2), repeat=2):
-        expected = sum(weights[a] * weights[b] * disk(i + a, j + b) for a in near for b in near)
-        expected /= len(inside) * sum(weights.values()) ** 2
-        if max(abs(i), abs(j)) > half:
-            expected = 0
-        # The Fourier transform of SciPy rounds numbers of up to 1 to 1e-16.
-        assert abs(received[20 + i, 20 + j] - expected) < 1e-14
-
-
-def test_defocus_blur_reflects_at_the_border():
-    x = np.zeros((20, 20, 3))
-    x[:, 1] = 1
-    received = blurs.defocus_blur(x, (3, 0.1), np.random.default_rng(0))
-    # A disk of radius 3 has 29 pixels, 5 of them in each column beside its centre. Column -1 is a
-    # reflection of column 1, at the centre of column 0.
-    np.testing.assert_allclose(received[10, 0], 10 / 29, atol=1e-12)
-
-
-def test_blurs_leave_an_even_image_as_it_is():
-    even = np.full((32, 32, 3), 90, np.uint8)
-    for kind in ("glass_blur", "motion_blur", "zoom_blur", "elastic_transform"):
-        for severity in SEVERITIES:
-            # Sums of weights may be below 1 by rounding; ImageNet-C cuts off.
-            assert np.isin(corrupt(even, kind, severity), (89, 90)).all(), kind
-    for severity in (1, 2, 3):  # then the disk touches its border, and adds up to more than 1
-        assert (corrupt(even, "defocus_blur", severity) == 90).all()
-
-
-def test_glass_blur_copies_one_pixel_after_the_other():
-    n, reach, times = 12, 2, 3
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (n, n, 3)) / 255
-    sigma = 1e-3  # so narrow that the two blurs change nothing
-    received = blurs.glass_blur(x, (sigma, reach, times), np.random.default_rng(1))
-    rng, expected = np.random.default_rng(1), np.round(255 * x)
-    for _ in range(times):
-        side = n - 2 * reach
-        draws = rng.integers(-reach, reach, (2, side**2))
-        down, right = draws.reshape(2, side, side)
-        for i, row in enumerate(range(n - reach, reach, -1)):
-            for j, column in enumerate(range(n - reach, reach, -1)):
-                expected[row, column] = expected[row + down[i, j], column + right[i, j]]
-    # The first blur is cut off to integers, so a value that rounding has put below is one lower.
-    assert np.abs(255 * received - expected).max() < 1 + 1e-9
-    constants = corruptions.CORRUPTIONS["glass_blur"][1]
-    assert constants == ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2))
-
-
-@pytest.mark.parametrize("sigma", [0.7, 1.5])
-def test_glass_blur_blurs_before_and_after(sigma):
-    # Even columns: copies up or down change nothing. In units of 255, before is cut off.
-    line = np.zeros(31)
-    line[15] = 255.0
-    distance = np.arange(-15, 16)
-    near = np.abs(distance) <= int(4 * sigma + 0.5)
-    gauss = np.where(near, np.exp(-(distance**2) / (2 * sigma**2)), 0)
-    gauss /= gauss.sum()
-    once = np.floor(np.convolve(line, gauss, "same") + 1e-9)
-    expected = np.convolve(once, gauss, "same")
-    x = np.broadcast_to(line[None, :, None] / 255, (31, 31, 3))
-    received = blurs.glass_blur(x, (sigma, 1, 0), np.random.default_rng(0))
-    np.testing.assert_allclose(255 * received[15, :, 2], expected, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("angle", "step"), [(0, (0, 1)), (90, (1, 0)), (45, (1, 1)), (-45, (-1, 1)), (-90, (-1, 0))]
-)
-def test_motion_blur_is_half_a_gaussian_along_a_line(angle, step):
-    radius, sigma = 4, 3
-    received = blurs.moved(point(), radius, sigma, angle)[..., 0]
-    weights = [math.exp(-(i**2) / (2 * sigma**2)) for i in range(2 * radius + 1)]
-    expected = np.zeros((41, 41))
-    for i, weight in enumerate(weights):
-        # Along diagonals, ImageMagick rounds each pixel's place to whole pixels.
-        down, right = (round(i * k / math.hypot(*step)) for k in step)
-        expected[20 - down, 20 - right] += weight / sum(weights)
-    np.testing.assert_allclose(received, expected, atol=1e-15)
-
-
-@each_severity
-def test_motion_blur_has_the_published_width_and_a_random_angle(severity):
-    radius, sigma = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))[severity - 1]
-    draws = given(0.0)
-    constants = corruptions.CORRUPTIONS["motion_blur"][1][severity - 1]
-    received = 255 * blurs.motion_blur(point(101), constants, draws)[50, :51, 0]
-    assert draws.asked == [(-45, 45)]
-    weights = np.exp(-(np.arange(2 * radius + 1) ** 2) / (2 * sigma**2))
-    expected = np.zeros(51)
-    expected[50 - np.arange(2 * radius + 1)] = 255 * weights / weights.sum()
-    np.testing.assert_allclose(received, np.round(expected), atol=1e-9)
-
-
-def test_motion_blur_repeats_the_border():
-    x = np.zeros((20, 20, 3))
-    x[:, -1] = 1
-    received = blurs.moved(x, 4, 3, 0)[3, :, 0]
-    assert received[-1] == pytest.approx(1, abs=1e-15)
-    assert received[-2] == pytest.approx(1 - 1 / sum(math.exp(-i * i / 18) for i in range(9)))
-
-
-def enlarged(x, zoom):
-    """Linear interpolation of the centre, whose first and last pixels stay, cut to the size."""
-    n = len(x)
-    few = math.ceil(n / zoom)
-    many = round(few * zoom)
-    first = (n - few) // 2
-    place = np.arange(many) * (few - 1) / (many - 1)
-    low = np.minimum(place.astype(int), few - 2)
-    part = x[first : first + few, first : first + few]
-    for axis in (0, 1):
-        share = (place - low).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-        part = (1 - share) * np.take(part, low, axis) + share * np.take(part, low + 1, axis)
-    cut = (many - n) // 2
-    return part[cut : cut + n, cut : cut + n]
-
-
-@each_severity
-def test_zoom_blur_is_the_mean_of_enlargements(severity):
-    x = spots(40) / 255
-    steps = ((11, 0.01), (16, 0.01), (11, 0.02), (13, 0.02), (11, 0.03))[severity - 1]
-    # By rounding, `np.arange(1, 1.11, 0.01)` has 1.11, and the other ranges do not have their ends.
-    count = steps[0] + (severity == 1)
-    expected = (x + sum(enlarged(x, 1 + i * steps[1]) for i in range(count))) / (count + 1)
-    constants = corruptions.CORRUPTIONS["zoom_blur"][1][severity - 1]
-    received = blurs.zoom_blur(x, constants, np.random.default_rng(0))
-    np.testing.assert_allclose(received, expected, atol=1e-12)
-
-
-# Weather
-
-
-@each_severity
-def test_snow_lightens_an_image_and_adds_flakes_and_their_half_turn(severity):
-    c = (
-        (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
-        (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
-        (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
-        (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
-        (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
-    )[severity - 1]
-    assert corruptions.CORRUPTIONS["snow"][1][severity - 1] == c
-    n = 48
-    x = spots(n) / 255
-    noise = np.random.default_rng(0).standard_normal((n, n))
-    draws = given(noise, -90.0)
-    received = weather.snow(x, c, draws)
-    assert draws.asked == [((n, n),), (-135, -45)]
-    flakes = enlarged((c[0] + c[1] * noise)[..., None], c[2])[..., 0]
-    flakes = np.floor(255 * np.clip(np.where(flakes < c[3], 0, flakes), 0, 1))
-    weights = np.exp(-(np.arange(2 * c[4] + 1) ** 2) / (2 * c[5] ** 2))
-    weights /= weights.sum()
-    # At -90 degrees, each pixel is the mean of those above it.
-    rows = np.arange(n)[:, None] - np.arange(2 * c[4] + 1)
-    fallen = np.einsum("k,rkc->rc", weights, flakes[np.maximum(rows, 0)])
-    fallen = np.round(fallen)[..., None] / 255
-    grey = (x * [0.299, 0.587, 0.114]).sum(-1, keepdims=True)
-    lighter = c[6] * x + (1 - c[6]) * np.maximum(x, grey * 1.5 + 0.5)
-    expected = lighter + fallen + fallen[::-1, ::-1]
-    np.testing.assert_allclose(received, expected, atol=1e-12)
-    assert (flakes > 0).any()
-
-
-@each_severity
-def test_frost_adds_a_random_part_of_a_random_photograph(severity, photographs):
-    c = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[severity - 1]
-    pixels = spots()
-    for number, left, top in ((0, 0, 0), (3, 400, 200)):
-        draws = given(number, left, top)
-        received = corruptions.corrupt(pixels, "frost", severity, draws)
-        assert draws.asked == [(5,), (560 - 64,), (315 - 64,)]
-        photograph = np.asarray(Image.open(photographs[number]).convert("RGB"), float)
-        part = photograph[top : top + 64, left : left + 64]
-        expected = whole(c[0] * pixels + c[1] * part + 1e-6)
-        np.testing.assert_array_equal(received, expected)
-
-
-def test_frost_needs_photographs_that_are_larger_than_the_image(monkeypatch):
-    with pytest.raises(ValueError, match="images have 315 pixels, and a photograph"):
-        corrupt(spots(315), "frost", 1)
-    monkeypatch.undo()
-    weather.frost_photographs.cache_clear()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install --no-deps imagecorruptions"):
-        corrupt(spots(), "frost", 1)
-
-
-@each_severity
-def test_fog_adds_a_landscape_from_0_to_1(severity):
-    amount, decay = ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4))[severity - 1]
-    constants = corruptions.CORRUPTIONS["fog"][1][severity - 1]
-    assert constants == (amount, decay)
-    received = weather.fog(np.full((64, 64, 3), 0.4), constants, np.random.default_rng(0))
-    # (x + amount * landscape) * max / (max + amount), where both x and max are 0.4.
-    assert received.min() == pytest.approx(0.4 * 0.4 / (0.4 + amount), abs=1e-12)
-    assert received.max() == pytest.approx(0.4, abs=1e-12)
-    assert (received[..., :1] == received).all()
-
-
-def test_the_landscape_of_fog_is_made_of_squares_and_diamonds():
-    def part(size):
-        return np.random.default_rng(size).uniform(-1, 1, (size, size))
-
-    noise = [part(size) for size in (1, 1, 1, 2, 2, 2, 4, 4, 4)]
-    draws = given(*noise)
-    received = weather.fog(np.full((8, 8, 3), 0.5), (1, 1.6), draws)
-    amplitudes = (100, 62.5, 39.0625)
-    assert [asked[:2] for asked in draws.asked] == [(-a, a) for a in amplitudes for _ in range(3)]
-    heights = np.zeros((8, 8))
-
-    def fill(row, column, neighbours, noise, amplitude):
-        mean = sum(heights[(row + i) % 8, (column + j) % 8] for i, j in neighbours) / 4
-        heights[row, column] = mean + amplitude * noise
-
-    for level, (step, amplitude) in enumerate(zip((8, 4, 2), amplitudes, strict=True)):
-        centres, tops, sides = noise[3 * level : 3 * level + 3]
-        half = step // 2
-        corners = [(i, j) for i in (-half, half) for j in (-half, half)]
-        beside = [(-half, 0), (half, 0), (0, -half), (0, half)]
-        cells = list(itertools.product(range(8 // step), repeat=2))
-        for i, j in cells:
-            fill(i * step + half, j * step + half, corners, centres[i, j], amplitude)
-        for i, j in cells:
-            fill(i * step, j * step + half, beside, tops[i, j], amplitude)
-        for i, j in cells:
-            fill(i * step + half, j * step, beside, sides[i, j], amplitude)
-    landscape = (heights - heights.min()) / (heights.max() - heights.min())
-    expected = (0.5 + landscape) * 0.5 / 1.5
-    np.testing.assert_allclose(received[..., 0], expected, atol=1e-12)
-
-
-@each_severity
-def test_brightness_adds_to_the_value_of_hsv(severity):
-    pixels = spots(16)
-    pixels = np.concatenate([pixels, np.zeros((1, 16, 3), np.uint8)])[1:]  # and black
-    added = (0.1, 0.2, 0.3, 0.4, 0.5)[severity - 1]
-    received = corrupt(pixels, "brightness", severity)
-    for row, column in itertools.product(range(16), repeat=2):
-        h, s, v = colorsys.rgb_to_hsv(*pixels[row, column] / 255)
-        expected = np.array(colorsys.hsv_to_rgb(h, s, min(v + added, 1)))
-        # Whole numbers may be cut off at either side.
-        assert np.abs(received[row, column] - whole(255 * expected + 1e-6)).max() <= 1e-9
 
 
 # Digital

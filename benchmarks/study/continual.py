@@ -26,7 +26,7 @@ IMAGES = 160  # of each task, the same number so that one program fits all
 
 
 def learn(run: Row, wanted: Sequence[Row], setup: Setup) -> list[Row]:
-    """One run through all tasks, as a row. `zero_shot` is the network before the first."""
+    """Trains on all tasks in turn. `zero_shot` tests the network before the first task."""
     model, method, seconds = run["model"], run["method"], 0.0
     trained, after = Trained(anchor(run, setup)), []
     sizes = replace(setup.sizes, steps=setup.sizes.steps // len(TASKS))

@@ -1,7 +1,7 @@
 """The pre-trained networks, and EWC's importances."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class Setup:
     """A folder for pre-trained networks, and the sizes of everything, which are the demo's."""
 
     cache: Path
-    sizes: Settings = Settings()  # noqa: RUF009 - it is frozen
+    sizes: Settings = field(default_factory=Settings)
 
 
 def anchor(run: Mapping[str, Any], setup: Setup) -> optax.Params:

@@ -167,9 +167,7 @@ def scenario(rows: Frame, column: str, measured: Mapping[str, tuple[str, str]]) 
 
 def exploration(rows: Frame) -> str:
     """ID / OOD of the candidates, by model and rate. Further mixtures are in the CSV."""
-    # By NumPy: many means end in exactly 5, and pandas sums in another order.
-    rows = rows.assign(ood=[np.mean(x) for x in rows[[*cells.OPEN_SHIFTS]].to_numpy()])
-    groups = dict(list(rows.groupby(["candidate", "taken", "model", "learning_rate"])))
+    groups = by_candidate(rows)
     columns = [(model, rate) for model in cells.MODELS for rate in (1e-3, 1e-2)]
     lines = [
         [name, taken, *(pair(groups[name, taken, *x], "id", "ood", "") for x in columns)]
@@ -180,15 +178,21 @@ def exploration(rows: Frame) -> str:
     return markdown(["candidate", "taken", *header], lines)
 
 
+def by_candidate(rows: Frame) -> dict[tuple[str, str, str, float], Frame]:
+    """Runs by candidate, iterate, model and rate, with the mean of the open sets in `ood`."""
+    # By NumPy: many means end in exactly 5, and pandas sums in another order.
+    rows = rows.assign(ood=[np.mean(x) for x in rows[[*cells.OPEN_SHIFTS]].to_numpy()])
+    return dict(list(rows.groupby(["candidate", "taken", "model", "learning_rate"])))
+
+
 def defaults(rows: Frame) -> str:
     """ID / OOD at the last iterate, at every learning rate, of candidates for a default."""
-    rows = rows.assign(ood=[np.mean(x) for x in rows[[*cells.OPEN_SHIFTS]].to_numpy()])
-    groups = dict(list(rows[rows.taken == "last"].groupby(["model", "candidate", "learning_rate"])))
+    groups = by_candidate(rows)
     lines = [
         [
             MODEL_LABELS[x],
             name,
-            *(pair(groups[x, name, y], "id", "ood", "") for y in cells.CURVE_RATES),
+            *(pair(groups[name, "last", x, y], "id", "ood", "") for y in cells.CURVE_RATES),
         ]
         for x in cells.MODELS
         for name in DEFAULTS

@@ -1,4 +1,4 @@
-"""Fine-tuning, as one compiled program for all runs of a method on a network."""
+"""Fine-tuning. One program is compiled for all runs of a method on a network."""
 
 import time
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
 """The 15 common corruptions of ImageNet-C, in 5 severities, of square images.
 
 Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations", ICLR 2019, https://arxiv.org/abs/1903.12261. Constants and order of operations are
-those of the program that made ImageNet-C. Differences:
+Perturbations", ICLR 2019, https://arxiv.org/abs/1903.12261. Constants and the order of
+operations come from the program that made ImageNet-C. Differences:
 
 1. All randomness comes from one generator, so results do not depend on threads or processes.
 2. Results are not saved as JPEG files of quality 85, so scores differ slightly from scores on the
@@ -42,7 +42,7 @@ def corrupt(pixels: np.ndarray, kind: str, severity: int, rng: np.random.Generat
     check(kind, severity, len(pixels))
     function, constants = CORRUPTIONS[kind]
     result = function(pixels / 255, constants[severity - 1], rng)
-    # Cut off, not rounded, as in ImageNet-C. The margin is for results that are whole numbers.
+    # ImageNet-C cuts digits off and does not round. The margin is for whole numbers.
     return (255 * np.clip(result, 0, 1) + 1e-6).astype(np.uint8)
 
 

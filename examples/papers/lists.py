@@ -79,8 +79,8 @@ def domainnet(root: Path, domain: str, split: str, percent: int = 100) -> list[I
 def image_folder(root: Path, classes: Sequence[str] | None = None) -> list[Image]:
     """Images of a tree with a folder for each class, sorted by path.
 
-    Folders whose names are all numbers, as in ImageNetV2, have these as labels. (In the order of
-    the alphabet, "10" would come before "2".)
+    If the names of all folders are numbers (ImageNetV2), they are the labels, because in the order
+    of the alphabet "10" comes before "2".
 
     Args:
         root: for example `ILSVRC/train`, with the folders `n01440764` and so on.

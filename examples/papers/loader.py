@@ -210,7 +210,7 @@ def _end_with_parent(worker: int, workers: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Batches:
-    """The batches of one process, as a function of the step. Workers receive a copy."""
+    """Computes the batch of a step, for one process. Workers receive a copy."""
 
     paths: list[str]
     labels: np.ndarray

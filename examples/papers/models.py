@@ -1,4 +1,4 @@
-"""The models by name, as functions of parameters and batch statistics."""
+"""The models by name. Each computes logits from parameters, batch statistics and images."""
 
 import pickle
 import zipfile

@@ -1,4 +1,4 @@
-"""What the papers did, as defaults: optimizer, learning rate, epochs, batch and more.
+"""The papers' settings are the defaults: optimizer, learning rate, epochs, batch and more.
 
 `docs/papers.md` says which of these are published and which had to be chosen here.
 

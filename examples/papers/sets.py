@@ -13,7 +13,7 @@ from examples.pod.settings import Refused
 
 DOMAINNET_CLASSES = 345
 
-# As in the published programs, whatever the backbone.
+# From the published programs, for every backbone.
 PREPROCESSING: dict[str, dict[str, Any]] = {
     "domainnet": {
         "mean": (0.5964, 0.5712, 0.5336),

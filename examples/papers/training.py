@@ -87,23 +87,25 @@ def compiled(
     """
     params, stats = jax.eval_shape(lambda: arrays(network.make(0)))
     whole = NamedSharding(mesh, P())
-    params_lie = (
+    param_shardings = (
         sharding.of_params(params, mesh)
         if layout == "fsdp"
         else jax.tree.map(lambda _: whole, params)
     )
-    stats_lie = jax.tree.map(lambda _: whole, stats)
-    state_lies = State(params_lie, stats_lie, sharding.of_state(tx, params, params_lie))
+    stat_shardings = jax.tree.map(lambda _: whole, stats)
+    shardings = State(
+        param_shardings, stat_shardings, sharding.of_state(tx, params, param_shardings)
+    )
 
     # Jitted, so that each device makes its own part of the optimizer's state.
     first = jax.jit(
         lambda params, stats: State(params, stats, tx.init(params)),
-        out_shardings=state_lies,
+        out_shardings=shardings,
         donate_argnums=(0, 1),
     )
 
     def start(params: Any, stats: Any) -> State:
-        return first(*jax.device_put((params, stats), (params_lie, stats_lie)))
+        return first(*jax.device_put((params, stats), (param_shardings, stat_shardings)))
 
     def loss(params: Any, stats: Any, batch: Batch) -> Any:
         if train_statistics:
@@ -112,7 +114,7 @@ def compiled(
             logits = network.evaluate(params, stats, batch.image)
         return cross_entropy(logits, batch), stats
 
-    @partial(jax.jit, donate_argnums=0, out_shardings=(state_lies, whole))
+    @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, whole))
     def step(state: State, batch: Batch, held_out: Batch | None) -> tuple[State, jax.Array]:
         gradient = jax.value_and_grad(loss, has_aux=True)
         (value, stats), grads = gradient(state.params, state.stats, batch)
@@ -125,30 +127,30 @@ def compiled(
         updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
         return State(optax.apply_updates(state.params, updates), stats, opt_state), value
 
-    def lie(x: Any, placed: Any) -> jax.ShapeDtypeStruct:
+    def struct(x: Any, placed: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
 
-    shapes = jax.tree.map(lie, (params, stats), (params_lie, stats_lie))
+    shapes = jax.tree.map(struct, (params, stats), (param_shardings, stat_shardings))
     return Program(start, step, jax.eval_shape(first, *shapes))
 
 
 def place(program: Program, arrays: tuple[Any, Any]) -> tuple[Any, Any]:
-    """Parameters and statistics, laid out as in the run."""
+    """Parameters and statistics, with the shardings of the run."""
     like = program.abstract.params, program.abstract.stats
     return jax.device_put(arrays, jax.tree.map(lambda x: x.sharding, like))
 
 
 def on_devices(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
     """This process's images, and those of all others, divided over all devices."""
-    lies = NamedSharding(mesh, P(mesh.axis_names[0]))
+    divided = NamedSharding(mesh, P(mesh.axis_names[0]))
     return Batch(
-        *(jax.make_array_from_process_local_data(lies, batch[name]) for name in Batch._fields)
+        *(jax.make_array_from_process_local_data(divided, batch[name]) for name in Batch._fields)
     )
 
 
 def abstract_batch(size: int, batch: int, mesh: jax.sharding.Mesh) -> Batch:
     """Shapes of a batch, to compile a step without images."""
-    lies = NamedSharding(mesh, P(mesh.axis_names[0]))
+    divided = NamedSharding(mesh, P(mesh.axis_names[0]))
     shapes = ((batch, size, size, 3), jnp.float32), ((batch,), jnp.int32), ((batch,), jnp.bool_)
-    structs: list[Any] = [jax.ShapeDtypeStruct(*x, sharding=lies) for x in shapes]
+    structs: list[Any] = [jax.ShapeDtypeStruct(*x, sharding=divided) for x in shapes]
     return Batch(*structs)

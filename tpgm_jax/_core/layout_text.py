@@ -26,6 +26,6 @@ def note_for_error(message: str, tensors: Sequence[Any], guessed: Collection[str
         named = [x for x in shown if repr(x.name) in message]
         shown = (named or shown)[:SHOWN]
     return (
-        f"Without `exclude` and `axes`, {len(shown)} of {len(tensors)} parameters are "
+        f"Rows before `exclude` and `axes`, of {len(shown)} of {len(tensors)} parameters "
         "(`tpgm_jax.layout` prints all):\n" + layout_text(shown, guessed)
     )
