@@ -4,7 +4,7 @@ import argparse
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -216,7 +216,6 @@ def run(
     return found
 
 
-@cache
 def checksum(path: str | None) -> str | None:
     """Of a file's bytes, so that a run resumes with the same weights only."""
     if path is None:
