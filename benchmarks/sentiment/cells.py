@@ -1,6 +1,6 @@
 """What one row of the study is, and the order of the work."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from benchmarks.recording import setting
@@ -49,29 +49,43 @@ class Job(NamedTuple):
 def jobs() -> Iterator[Job]:
     """All trainings of the study, the most important first.
 
-    The first setting of each method on movies with a probed head; then the fresh head, then
-    Amazon; then two more seeds of each; then the other settings.
+    On movies with a probed head, three seeds of the first setting of each method, the smallest rate
+    last, because no method does anything there. Then one seed of the fresh head, of Amazon, and of
+    the other settings. Then the other seeds.
     """
-    for first in (True, False):
-        for seeds in (SEEDS[:1], SEEDS[1:3], SEEDS[3:]):
-            for source, head in (("movie", "probed"), ("movie", "fresh"), ("amazon", "probed")):
-                for seed in seeds:
-                    yield from of_seed(source, head, seed, first)
-
-
-def of_seed(source: str, head: str, seed: int, first: bool) -> Iterator[Job]:
-    """The trainings of one seed, with the first setting of each method, or with the others."""
-    if first and head == "probed" and seed == 0:
-        probe = Cell(source, head, "probe", 0.0, "", 0)
+    for source in SOURCES:
+        probe = Cell(source, "probed", "probe", 0.0, "", 0)
         yield Job(probe, (probe,))
-    # The smallest rate comes last: no method does anything there.
+    main, fresh, amazon = ("movie", "probed"), ("movie", "fresh"), ("amazon", "probed")
     for rates in (RATES[:-1], RATES[-1:]):
-        for method, recipe in METHODS.items():
-            chosen = recipe.values[:1] if first else recipe.values[1:]
-            for value in chosen:
-                for rate in rates:
-                    key = Cell(source, head, method, rate, setting(recipe.name, value), seed)
-                    yield Job(key, (key, *derived(key)))
+        for seed in SEEDS[:3]:
+            yield from of_seed(*main, seed, first=True, rates=rates)
+    for start, first in ((fresh, True), (amazon, True), (main, False)):
+        yield from of_seed(*start, SEEDS[0], first)
+    for seed in SEEDS[3:]:
+        yield from of_seed(*main, seed, first=True)
+    for seed in SEEDS[1:]:
+        for start, first in ((fresh, True), (amazon, True), (main, False)):
+            yield from of_seed(*start, seed, first)
+    for seed in SEEDS:
+        for start in (fresh, amazon):
+            yield from of_seed(*start, seed, first=False)
+
+
+def of_seed(
+    source: str, head: str, seed: int, first: bool, rates: Sequence[float] = RATES
+) -> Iterator[Job]:
+    """The trainings of one seed, with the first setting of each method, or with the others.
+
+    Adapters are trained on movies with a probed head alone.
+    """
+    for method, recipe in METHODS.items():
+        if recipe.adapters and (source, head) != ("movie", "probed"):
+            continue
+        for value in recipe.values[:1] if first else recipe.values[1:]:
+            for rate in rates:
+                key = Cell(source, head, method, rate, setting(recipe.name, value), seed)
+                yield Job(key, (key, *derived(key)))
 
 
 def derived(trained: Cell) -> Iterator[Cell]:

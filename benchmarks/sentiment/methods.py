@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 import tpgm_jax
+from benchmarks.sentiment import lora
 from benchmarks.study.methods import relative
 from examples.sentiment.methods import L2SP_WEIGHT, WISE_ALPHA, adamw, pulled
 from examples.sentiment.training import HEAD
@@ -21,11 +22,13 @@ class Method(NamedTuple):
             to an optimizer.
         name: of the value.
         values: that are tried, the first one first.
+        adapters: whether it trains the adapters of `lora.with_adapters` instead of all weights.
     """
 
     make: Callable[[optax.Schedule, Any, Any], optax.GradientTransformation]
     name: str = ""
     values: tuple[float | None, ...] = (None,)
+    adapters: bool = False
 
 
 class Derived(NamedTuple):
@@ -80,6 +83,13 @@ def ftp_anchor(rate: optax.Schedule, step: float) -> optax.GradientTransformatio
     return tpgm_jax.ftp(adamw(rate), unit="anchor", radius_optimizer=optax.adam(step), exclude=HEAD)
 
 
+def adapters(make: Callable[[optax.Schedule], optax.GradientTransformation]) -> Method:
+    """The same with adapters, and one setting."""
+    return Method(lambda rate, _, importance: lora.of_adapters(make(rate)), adapters=True)
+
+
+# As in the recipe for LoRA (docs/recipes.md): `lora_b` starts at 0, and stays near 0.
+NEAR_ZERO: Any = {"anchor": "zero", "exclude": (HEAD, lora.FIRST_FACTOR)}
 METHODS: dict[str, Method] = {
     "finetune": Method(lambda rate, _, importance: averaged(adamw(rate))),
     "ftp": Method(lambda rate, _, importance: tpgm_jax.ftp(adamw(rate), exclude=HEAD)),
@@ -115,6 +125,9 @@ METHODS: dict[str, Method] = {
         *("radius", (0.2, 1.0)),
     ),
     "ewc": Method(pulled, "weight", (0.1, 1.0)),
+    "lora": adapters(adamw),
+    "lora_ftp": adapters(lambda rate: tpgm_jax.ftp(adamw(rate), k=0.0, **NEAR_ZERO)),
+    "lora_spd": adapters(lambda rate: tpgm_jax.spd(adamw(rate), **NEAR_ZERO)),
 }  # fmt: skip
 
 # The mean of all iterates, moved a tenth of the way back to the anchor (docs/study.md).

@@ -28,6 +28,9 @@ LABELS = {
     "tpgm": "TPGM",
     "fit_radii": "`fit_radii`",
     "recommended": '"recommended" of the digits',
+    "lora": "LoRA of rank 8, AdamW",
+    "lora_ftp": "LoRA of rank 8, FTP",
+    "lora_spd": "LoRA of rank 8, SPD",
 }
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 
 import tpgm_jax
 from benchmarks.recording import value
+from benchmarks.sentiment import lora
 from benchmarks.sentiment.cells import Cell, Job
 from benchmarks.sentiment.methods import METHODS, RECOMMENDED_ALPHA
 from examples.digits import storage
@@ -57,13 +58,17 @@ class Bench:
         self.test = training.Tester(self.graph)
         self.trainer = cache(self._trainer)
 
-    def anchor(self, head: str, seed: int) -> Any:
-        """Where a run starts."""
+    def start(self, head: str, seed: int, adapters: bool = False) -> tuple[Any, Any]:
+        """Structure and parameters of the model where a run starts."""
         if head == "fresh":
             self.model.head = nnx.Linear(self.width, 1, rngs=nnx.Rngs(seed))
         else:
             training.set_head(self.model, **self.head)
-        return nnx.split(self.model)[1]
+        return nnx.split(lora.with_adapters(self.model, seed) if adapters else self.model)
+
+    def anchor(self, head: str, seed: int) -> Any:
+        """The parameters where a run without adapters starts."""
+        return self.start(head, seed)[1]
 
     def loss(self, params: Any, batch: Sentences) -> jax.Array:
         return training.loss(nnx.merge(self.graph, params), batch)
@@ -71,11 +76,11 @@ class Bench:
     def perform(self, job: Job, progress: Callable[[], Any] = lambda: None) -> Iterator[dict]:
         """Trains and tests; one row for each cell of the job."""
         run = job.trained
-        anchor = self.anchor(run.head, run.seed)
-        started = time.perf_counter()
         if run.method == "probe":
-            yield self._row(run, anchor, 0.0)
+            yield self._row(run, self.anchor(run.head, run.seed), 0.0)
             return
+        anchor = self.start(run.head, run.seed, METHODS[run.method].adapters)[1]
+        started = time.perf_counter()
         trainer = self.trainer(run.method, run.setting, run.head)
         trained = trainer(
             anchor,
@@ -93,9 +98,11 @@ class Bench:
 
     def _trainer(self, method: str, setting: str, head: str) -> training.Trainer:
         importance = self._importance(head) if method == "ewc" else None
-        make = METHODS[method].make
-        number = value(setting)
-        return training.Trainer(self.graph, lambda rate: make(rate, number, importance), self.steps)
+        recipe, number = METHODS[method], value(setting)
+        graph = self.start(head, 0, recipe.adapters)[0]
+        return training.Trainer(
+            graph, lambda rate: recipe.make(rate, number, importance), self.steps
+        )
 
     def _derive(self, cell: Cell, trained: training.Trained, anchor: Any) -> Any:
         """Parameters of a method, from the run that it rests on."""
@@ -105,6 +112,9 @@ class Bench:
 
         if cell.method == "wise":
             return mixed(trained.params, value(cell.setting))
+        if METHODS.get(cell.method, METHODS["finetune"]).adapters:
+            model = nnx.merge(self.start(cell.head, 0, adapters=True)[0], trained.params)
+            return nnx.split(lora.without_adapters(model))[1]
         if cell.method == "mean":
             return trained.state.mean
         if cell.method == "recommended":
