@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from tiny_bert import random_sentences, write_model
 
 import tpgm_jax
 from benchmarks.sentiment import __main__ as program
-from benchmarks.sentiment import cells, cost, methods, report, runs
+from benchmarks.sentiment import cells, cost, lora, methods, report, runs
 from benchmarks.sentiment.cells import COLUMNS, Cell, Job
 from examples.sentiment import data, training
 from examples.sentiment.texts import DOMAINS
@@ -19,6 +20,7 @@ from examples.sentiment.texts import DOMAINS
 pytestmark = pytest.mark.slow
 NAMES = ("finetune", "mean", "wise", "l2sp", "ewc", "spd", "mars_sp", "ftp", "ftp_anchor",
          "ftp_relative", "tpgm", "fit_radii", "recommended", "default")  # fmt: skip
+ADAPTERS = ("lora", "lora_ftp", "lora_spd")
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +39,14 @@ def test_the_study_covers_every_method_rate_seed_source_and_head_once():
     rows = [cell for job in cells.jobs() for cell in job.rows]
     assert len(set(rows)) == len(rows)
     for source, head in (("movie", "probed"), ("movie", "fresh"), ("amazon", "probed")):
-        for name in NAMES:
+        for name in (*NAMES, *ADAPTERS) if (source, head) == ("movie", "probed") else NAMES:
             found = {
                 (x.learning_rate, x.seed)
                 for x in rows
                 if (x.source, x.head, x.method) == (source, head, name)
             }
             assert len(found) == len(cells.RATES) * len(cells.SEEDS), name
-    assert {x.method for x in rows} == {"probe", *NAMES}
+    assert {x.method for x in rows} == {"probe", *NAMES, *ADAPTERS}
     assert all(job.trained == job.rows[0] for job in cells.jobs())
 
 
@@ -71,6 +73,49 @@ def test_every_method_trains_and_leaves_a_row_for_each_that_rests_on_it(bench, n
         assert set(row) == set(COLUMNS)
         assert all(0 <= row[column] <= 100 for column in COLUMNS[7:])
         assert row["seconds"] > 0
+
+
+def test_adapters_start_at_the_model_and_are_added_to_its_kernels(bench):
+    model = nnx.merge(*bench.start("probed", 0))
+    adapted = lora.with_adapters(model, seed=1)
+    tokens, mask, _ = bench.sentences.validation
+    before = model(tokens, mask)
+    np.testing.assert_array_equal(adapted(tokens, mask), before)
+    for block in adapted.encoder.blocks:
+        for name in lora.LAYERS:
+            adapter = getattr(block, name)
+            assert adapter.lora_a.shape[1] == adapter.lora_b.shape[0] == 8
+            adapter.lora_b[...] = jnp.full_like(adapter.lora_b[...], 0.05)
+    after = adapted(tokens, mask)
+    assert float(jnp.abs(after - before).max()) > 1e-3
+    plain = lora.without_adapters(adapted)
+    # Sums of a hundred products in another order, in float32.
+    np.testing.assert_allclose(plain(tokens, mask), after, rtol=1e-4, atol=1e-5)
+    assert nnx.graphdef(plain) == nnx.graphdef(model)
+    np.testing.assert_array_equal(model(tokens, mask), before)  # not changed on the way
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_and_the_head_are_all_that_is_trained(bench, name):
+    graph, start = bench.start("probed", 0, adapters=True)
+    trainer = bench.trainer(name, "", "probed")
+    batches = bench.sentences.train, bench.sentences.held_out
+    trained = trainer(start, 1e-2, *batches, np.random.default_rng(0)).params
+    moved = {
+        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+        for path, x in jax.tree_util.tree_leaves_with_path(
+            jax.tree.map(lambda a, b: bool(jnp.any(a != b)), start, trained)
+        )
+        if x
+    }
+    blocks = len(nnx.merge(graph, start).encoder.blocks)
+    factors = {
+        f"encoder/blocks/{i}/{layer}/lora_{factor}"
+        for i in range(blocks)
+        for layer in lora.LAYERS
+        for factor in "ab"
+    }
+    assert moved == factors | {"head/kernel", "head/bias"}
 
 
 def test_derived_methods_are_what_they_say(bench):

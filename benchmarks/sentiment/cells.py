@@ -8,9 +8,6 @@ from benchmarks.sentiment.methods import DERIVED, METHODS
 from examples.sentiment.texts import DOMAINS
 
 SOURCES = ("movie", "amazon")
-# "probed": the head starts as a logistic regression on the features. "fresh": it starts at random.
-# No method constrains it.
-HEADS = ("probed", "fresh")
 RATES = (1e-3, 3e-4, 1e-4, 3e-5)
 SEEDS = (0, 1, 2, 3, 4)
 
@@ -20,7 +17,8 @@ class Cell(NamedTuple):
 
     Attributes:
         source: the domain of training and validation.
-        head: of `HEADS`.
+        head: "probed" starts as a logistic regression on the features, "fresh" at random. No method
+            constrains it.
         method: as `methods` names it; "probe" before any fine-tuning.
         learning_rate: the highest; 0 if nothing is trained.
         setting: a method's other choice, as "weight=0.1"; empty if it has none.

@@ -8,11 +8,10 @@ import optax
 from flax import nnx
 
 from examples.sentiment.encoder import Classifier
-from examples.sentiment.training import HEAD
 
 RANK = 8
 FIRST_FACTOR = r".*/lora_a"
-TRAINED = rf"{HEAD}|{FIRST_FACTOR}|.*/lora_b"
+TRAINED = re.compile(r"head/|.*/lora_[ab]\b")
 LAYERS = ("query", "key", "value", "out", "up", "down")
 
 
@@ -48,7 +47,7 @@ def of_adapters(tx: optax.GradientTransformation) -> optax.GradientTransformatio
     def trained(params: Any) -> Any:
         def matches(path: Any, _: Any) -> bool:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            return re.fullmatch(TRAINED, name) is not None
+            return TRAINED.match(name) is not None
 
         return jax.tree_util.tree_map_with_path(matches, params)
 
