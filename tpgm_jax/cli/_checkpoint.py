@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -41,12 +41,14 @@ class Entry(NamedTuple):
         shape: shape of the array.
         label: NumPy's name of the dtype, or the name of another type.
         size: bytes in memory.
+        source: what the format needs to read it.
     """
 
     name: str
     shape: tuple[int, ...]
     label: str
     size: int
+    source: Any
 
     @property
     def dtype(self) -> np.dtype | None:
@@ -55,12 +57,16 @@ class Entry(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """ "float", "complex", "int" or "bool" or "other"."""
+        """ "float", "complex", "int", "bool" or "other"."""
         return "other" if self.dtype is None else _KINDS[self.dtype.kind]
 
     @property
     def movable(self) -> bool:
         return self.kind in ("float", "complex")
+
+    def array(self, data: np.ndarray) -> np.ndarray:
+        """The array from its bytes, or the bytes if there is no dtype."""
+        return data if self.dtype is None else data.view(self.dtype).reshape(self.shape)
 
 
 # Returns the new array of an entry, or `None` to keep the old one.
@@ -96,9 +102,7 @@ class Checkpoint:
             elif name in self.entries:
                 because = f"it has two parameters called {quoted(name)}"
             elif len(self.entries) == MOST_ENTRIES or total > MOST_LEVELS:
-                because = (
-                    f"it has more than {MOST_ENTRIES} tensors, or {MOST_LEVELS} levels of names"
-                )
+                because = f"it has more than {MOST_ENTRIES} tensors or {MOST_LEVELS} levels"
             if because:
                 raise unreadable(path, because, "rename, reshape or split what it has")
             self.entries[name] = entry
