@@ -48,8 +48,7 @@ class Msgpack(Checkpoint):
             self._tree = _unpack(path, self._msgpack)
             super().__init__(path, _entries("", self._tree, 0))
 
-    def read(self, name: str) -> np.ndarray:
-        entry = self.entries[name]
+    def _read(self, entry: Entry) -> np.ndarray:
         if not isinstance(entry.source, list):
             return np.frombuffer(repr(entry.source).encode(errors="replace"), np.uint8)
         return entry.array(np.frombuffer(b"".join(x.data for x in entry.source), np.uint8))

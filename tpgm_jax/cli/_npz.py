@@ -47,9 +47,8 @@ class Npz(Checkpoint):
     def close(self) -> None:
         self._archive.close()
 
-    def read(self, name: str) -> np.ndarray:
-        entry = self.entries[name]
-        with reading(self.path, KIND), self._archive.open(entry.source[0]) as file:
+    def _read(self, entry: Entry) -> np.ndarray:
+        with self._archive.open(entry.source[0]) as file:
             array = np.lib.format.read_array(file, allow_pickle=False)
             file.read(1)  # the end, where the checksum is verified
         if entry.dtype is None:
@@ -60,17 +59,15 @@ class Npz(Checkpoint):
     def save(self, target: Path, replacement: Replacement) -> list[str]:
         with zipfile.ZipFile(target, "x") as out:
             for entry in self.entries.values():
-                (old, stored), new = entry.source, replacement(entry)
+                (old, stored), array = entry.source, replacement(entry)
+                array = self.read(entry.name) if array is None else array
+                same_bytes = entry.dtype is None or stored == _BFLOAT16
+                array = array.view(stored) if same_bytes else array.astype(stored)
                 member = zipfile.ZipInfo(old.filename, old.date_time)
                 member.compress_type, member.file_size = old.compress_type, old.file_size
                 with out.open(member, "w") as file:
-                    if new is None:
-                        with reading(self.path, KIND):
-                            contents = self._archive.read(old)
-                        file.write(contents)
-                    else:
-                        new = new.view(stored) if stored == _BFLOAT16 else new.astype(stored)
-                        np.lib.format.write_array(file, new, allow_pickle=False)
+                    np.lib.format.write_array(file, array.reshape(entry.shape), allow_pickle=False)
+                del array  # before the next one is read
         others = [x for x in self._archive.namelist() if not x.endswith(".npy")]
         return [f"not copied: {printable(', '.join(others))}"] if others else []
 

@@ -58,16 +58,14 @@ class Orbax(Checkpoint):
     def close(self) -> None:
         self._checkpointer.close()
 
-    def read(self, name: str) -> np.ndarray:
-        entry = self.entries[name]
+    def _read(self, entry: Entry) -> np.ndarray:
         value = self._restore(entry.source)
         if entry.dtype is None:
             data = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
             return np.frombuffer(data, np.uint8)
         array = np.asarray(value)
-        with reading(self.path, self.kind):
-            if array.shape != entry.shape or array.dtype != entry.dtype:
-                raise ValueError(f"the shape or dtype of {name!r} differs from the metadata")
+        if array.shape != entry.shape or array.dtype != entry.dtype:
+            raise ValueError(f"the shape or dtype of {entry.name!r} differs from the metadata")
         return array
 
     def _restore(self, index: int) -> Any:
