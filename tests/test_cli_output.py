@@ -70,8 +70,8 @@ def test_a_signal_that_python_drops_still_ends_the_run(tmp_path, capsys, monkeyp
     assert (code, err, out.exists()) == (130, "interrupted\n", False)
 
 
-# The program, interrupted while JAX is imported, in a callback of the garbage collector, where Python
-# drops exceptions.
+# The program, interrupted while JAX is imported, in a callback of the garbage collector, where
+# Python drops exceptions.
 STARTING = """
 import gc, os, signal, sys
 from tpgm_jax_main import main

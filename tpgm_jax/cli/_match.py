@@ -81,15 +81,16 @@ def match(
     shapes = {x: (w0.shape, w.shape) for x, (w0, w) in both.items() if w0.shape != w.shape}
     labels = {x: (w0.label, w.label) for x, (w0, w) in both.items() if w0.label != w.label}
     common = natural_order(sorted(both.keys() - shapes.keys()))
-    only = [
+    only_old, only_new = (
         [x for x in one if x not in other and x not in skipped]
         for one, other in ((old, new), (new, old))
-    ]
+    )
     return Match(
         pretrained,
         finetuned,
         common,
-        *only,
+        only_old,
+        only_new,
         shapes_differ=shapes,
         dtypes_differ=labels,
         kinds_differ={
@@ -101,6 +102,6 @@ def match(
         statistics=[x for x in common if new[x].movable and is_statistic(x)],
         excluded=natural_order(sorted(excluded)),
         training_state=natural_order(sorted(training)),
-        rename=proposal(*only, old, new),
+        rename=proposal(only_old, only_new, old, new),
         renamed=renamed,
     )

@@ -102,7 +102,7 @@ def _entries(file: Path) -> Iterator[Entry]:
         header.pop("__metadata__", None)
         for name, tensor in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             start, end = tensor["data_offsets"]
-            label = _NAMES.get(tensor["dtype"], tensor["dtype"])
+            label = _NAMES.get(tensor["dtype"]) or tensor["dtype"]
             source = file, 8 + length + start
             yield Entry(name, tuple(tensor["shape"]), label, end - start, source)
 
