@@ -54,6 +54,7 @@ def check_contents(wheel: Path) -> None:
         for path in (ROOT / "tpgm_jax").rglob("*")
         if path.suffix == ".py" or path.name == "py.typed"
     }
+    source.add("tpgm_jax_main.py")
     assert packed == source, f"the wheel and the source differ in {packed ^ source}"
     assert any(name.endswith("licenses/LICENSE") for name in names), "the wheel has no licence"
     runtime = {r.split(">")[0].strip() for r in requirements or [] if "extra ==" not in r}

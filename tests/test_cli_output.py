@@ -70,6 +70,26 @@ def test_a_signal_that_python_drops_still_ends_the_run(tmp_path, capsys, monkeyp
     assert (code, err, out.exists()) == (130, "interrupted\n", False)
 
 
+# The program, interrupted while JAX is imported, in a callback of the garbage collector, where
+# Python drops exceptions.
+STARTING = """
+import gc, os, signal, sys
+from tpgm_jax_main import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+def interrupt(*args):
+    if "jax" in sys.modules and "optax" not in sys.modules:
+        gc.callbacks.clear()
+        os.kill(os.getpid(), signal.SIGINT)
+gc.callbacks.append(interrupt)
+main(["--version"])
+"""
+
+
+def test_an_interrupt_while_jax_is_imported_ends_the_run():
+    run = subprocess.run([sys.executable, "-c", STARTING], capture_output=True)
+    assert (run.returncode, run.stdout, run.stderr) == (130, b"", b"interrupted\n")
+
+
 @each_format
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failed_write_leaves_only_the_old_file(error, suffix, tmp_path, capsys, monkeypatch):

@@ -2,19 +2,19 @@
 
 `import tpgm_jax` does not import this package. Its modules, in reading order:
 
-    _errors                errors, and escaping of names
-    _checkpoint            the interface of a checkpoint: entries, read one at a time; bounds
-    _safetensors, _folder, _msgpack, _npz, _orbax
-                           the formats, through their own libraries
-    _open                  detection of the format
-    _output                atomic output, and signals
-    _kinds                 what a tensor is: quantized, statistic, training state
-    _rows                  selection of tensors and their axes
-    _match, _rename        two checkpoints, matched by name
-    _numbers               the arithmetic, in NumPy
-    _compare, _project     distances; new weights
-    _table, _plot          output
-    _arguments, _main      arguments and exit codes
+    _errors             errors, and escaping of names
+    _checkpoint         the interface of a checkpoint: entries, read one at a time; bounds
+    _safetensors, _msgpack, _npz, _orbax
+                        the formats, through their own libraries
+    _open               detection of the format
+    _output             atomic output, and signals
+    _kinds              what a tensor is: quantized, statistic, training state
+    _rename, _match     two checkpoints, matched by name
+    _rows               axes of the tensors
+    _numbers            the arithmetic, in NumPy
+    _compare, _project  distances and their table; new weights
+    _plot               pictures
+    _arguments, _main   arguments and exit codes
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """Arguments and help."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -23,28 +24,21 @@ exit codes:
   3    `compare --max-relative`: done, and a tensor moved farther
   130  interrupted; 141: the output pipe was closed; 143: terminated
 """
-WRITES = """\
-OUT has the format, names, order, dtypes and metadata of FINETUNED. An existing OUT stays whole
-until the new one is complete.
-"""
 # By name what each command does, and examples.
 COMMANDS = {
     "compare": (
         "measure the distance of every tensor",
-        "examples:\n"
-        "  tpgm-jax compare bert-base/ my-bert/ --sort relative --top 10 --max-relative 0.1\n"
-        "  tpgm-jax compare a.msgpack b.msgpack --axes 'layers/.*=auto,0'     # stacked layers\n",
+        "compare bert-base/ my-bert/ --sort relative --top 10 --max-relative 0.1",
+        "compare a.msgpack b.msgpack --axes 'layers/.*=auto,0'     # stacked layers",
     ),
     "project": (
         "write a projected or interpolated copy",
-        f"{WRITES}\nexamples:\n"
-        "  tpgm-jax project pretrained/ finetuned/ --radius 2 --norm l2 -o projected/\n"
-        "  tpgm-jax project a.npz b.npz --radius 0.1 --unit anchor --exclude 'head.*' -o c.npz\n",
+        "project pretrained/ finetuned/ --radius 2 --norm l2 -o projected/",
+        "project a.npz b.npz --radius 0.1 --unit anchor --exclude 'head.*' -o c.npz",
     ),
     "interpolate": (
         "the same as `project --alpha`",
-        f"{WRITES}\nexamples:\n"
-        "  tpgm-jax interpolate a.safetensors b.safetensors --alpha 0.5 -o mean.safetensors\n",
+        "interpolate a.safetensors b.safetensors --alpha 0.5 -o mean.safetensors",
     ),
 }
 
@@ -56,8 +50,8 @@ def _number(expected: str, holds: Callable[[Any], bool], convert: Callable[[str]
         try:
             value = convert(text)
         except ValueError:
-            value = None
-        if value is None or not holds(value):
+            value = math.nan  # for which no comparison holds
+        if not holds(value):
             raise argparse.ArgumentTypeError(f"must be {expected}; got {text}")
         return value
 
@@ -73,8 +67,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="tpgm-jax", description=summary, epilog=END, **layout)
     top.add_argument("--version", action="version", version=tpgm_jax.__version__)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (summary, more) in COMMANDS.items():
-        end = f"{more}\n{END}"
+    for name, (summary, *examples) in COMMANDS.items():
+        end = "".join(["examples:\n", *(f"  tpgm-jax {x}\n" for x in examples), "\n", END])
         command = commands.add_parser(name, help=summary, description=summary, epilog=end, **layout)
         _add_arguments(command, name)
     return top
@@ -95,8 +89,10 @@ def _add_arguments(command: argparse.ArgumentParser, name: str) -> None:
         text = "exit with code 3 if the relative distance of a tensor is larger"
         add("--max-relative", type=positive, metavar="X", help=text)
     else:
-        add("-o", "--out", type=Path, required=True, metavar="OUT")
-        add("--force", action="store_true", help="overwrite OUT, but never an input")
+        text = "has the format, names, order, dtypes and metadata of FINETUNED"
+        add("-o", "--out", type=Path, required=True, metavar="OUT", help=text)
+        text = "overwrite OUT, but never an input; it stays whole until the new one is complete"
+        add("--force", action="store_true", help=text)
         how = command.add_mutually_exclusive_group(required=True)
         text = "interpolate: 0 is PRETRAINED, 1 is FINETUNED"
         how.add_argument("--alpha", type=fraction, metavar="A", help=text)

@@ -3,25 +3,21 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from tpgm_jax.cli._errors import quoted, unreadable
+from tpgm_jax.cli._errors import quoted, reading, unreadable
 
 # Supported dtypes. A name from a file is looked up here and never passed to `numpy.dtype`, which
 # also accepts "O", "V999999999" and "(9999,)f4".
-DTYPES = {
-    np.dtype(x).name: np.dtype(x)
-    for x in (
-        *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-        *("float16", "float32", "float64", "complex64", "complex128"),
-        *(ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2),
-        *(ml_dtypes.float8_e4m3fnuz, ml_dtypes.float8_e5m2fnuz, ml_dtypes.float8_e8m0fnu),
-        *(ml_dtypes.float8_e4m3, ml_dtypes.float8_e4m3b11fnuz, ml_dtypes.float8_e3m4),
-    )
-}
+_NAMES = (
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 complex64 complex128 "
+    "float16 float32 float64 bfloat16 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz "
+    "float8_e8m0fnu float8_e4m3 float8_e4m3b11fnuz float8_e3m4"
+)
+DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in _NAMES.split()}
 _KINDS = {"f": "float", "V": "float", "c": "complex", "i": "int", "u": "int", "b": "bool"}
 
 # All tensors of a compressed file may expand to `FREE` bytes plus `EXPANSION` times its size.
@@ -41,12 +37,14 @@ class Entry(NamedTuple):
         shape: shape of the array.
         label: NumPy's name of the dtype, or the name of another type.
         size: bytes in memory.
+        source: what the format needs to read it.
     """
 
     name: str
     shape: tuple[int, ...]
     label: str
     size: int
+    source: Any
 
     @property
     def dtype(self) -> np.dtype | None:
@@ -55,12 +53,16 @@ class Entry(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """ "float", "complex", "int" or "bool" or "other"."""
+        """ "float", "complex", "int", "bool" or "other"."""
         return "other" if self.dtype is None else _KINDS[self.dtype.kind]
 
     @property
     def movable(self) -> bool:
         return self.kind in ("float", "complex")
+
+    def array(self, data: np.ndarray) -> np.ndarray:
+        """The array from its bytes, or the bytes if there is no dtype."""
+        return data if self.dtype is None else data.view(self.dtype).reshape(self.shape)
 
 
 # Returns the new array of an entry, or `None` to keep the old one.
@@ -96,15 +98,17 @@ class Checkpoint:
             elif name in self.entries:
                 because = f"it has two parameters called {quoted(name)}"
             elif len(self.entries) == MOST_ENTRIES or total > MOST_LEVELS:
-                because = (
-                    f"it has more than {MOST_ENTRIES} tensors, or {MOST_LEVELS} levels of names"
-                )
+                because = f"it has more than {MOST_ENTRIES} tensors or {MOST_LEVELS} levels"
             if because:
                 raise unreadable(path, because, "rename, reshape or split what it has")
             self.entries[name] = entry
 
     def read(self, name: str) -> np.ndarray:
         """The array of one entry; its bytes if the entry has no dtype."""
+        with reading(self.path, self.kind):
+            return self._read(self.entries[name])
+
+    def _read(self, entry: Entry) -> np.ndarray:
         raise NotImplementedError
 
     def save(self, target: Path, replacement: Replacement) -> list[str]:

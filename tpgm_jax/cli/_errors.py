@@ -33,7 +33,7 @@ def translate_errors(what: str, remedy: str) -> Iterator[None]:
     except (CommandError, MemoryError):
         raise
     except Exception as error:
-        reason = printable(f"{type(error).__name__}: {error}".rstrip(". "), limit=300)
+        reason = printable(f"{type(error).__name__}: {error}".rstrip(".: "), limit=300)
         raise CommandError(what, reason, remedy) from error
 
 
@@ -48,9 +48,8 @@ def import_optional(module: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         because = f"{module.partition('.')[0]} is not installed"
-        raise CommandError(
-            "this command cannot run", because, "pip install 'tpgm-jax[cli]'"
-        ) from error
+        remedy = "pip install 'tpgm-jax[cli]'"
+        raise CommandError("this command cannot run", because, remedy) from error
 
 
 def printable(text: str, limit: int = 200) -> str:

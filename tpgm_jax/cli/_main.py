@@ -5,23 +5,21 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from typing import Any
 
 from tpgm_jax._core.axes import Tensor
 from tpgm_jax._core.rows_by_name import conv1d_names
 from tpgm_jax.cli import _compare, _project
 from tpgm_jax.cli._arguments import parser
-from tpgm_jax.cli._checkpoint import Checkpoint
-from tpgm_jax.cli._errors import CommandError, plural, printable
-from tpgm_jax.cli._match import Match, Progress, match, numeric
+from tpgm_jax.cli._errors import CommandError, import_optional, plural, printable
+from tpgm_jax.cli._match import Match, Progress, match
 from tpgm_jax.cli._open import SUFFIXES, open_checkpoint
 from tpgm_jax.cli._output import Signals, check_output, write_atomically
 from tpgm_jax.cli._plot import check_plot, plot
-from tpgm_jax.cli._rename import proposal, rename
 from tpgm_jax.cli._rows import tensors
-from tpgm_jax.cli._table import table
 
 DIFFERENT, BAD, TOO_FAR = 1, 2, 3
 BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -32,7 +30,10 @@ def run(argv: Sequence[str] | None = None) -> int:
     signals = Signals()
     try:
         args = parser().parse_args(argv)
-        with signals.handled():
+        with signals.handled(), warnings.catch_warnings():
+            # Libraries warn of what is no news here: numbers that are not finite, which are
+            # counted, missing glyphs, and shardings.
+            warnings.simplefilter("ignore")
             code = (compare if args.command == "compare" else project)(args, signals)
             sys.stdout.flush()
             signals.check()
@@ -59,25 +60,19 @@ def compare(args: argparse.Namespace, signals: Signals) -> int:
     if args.plot:
         check_plot(args.plot)
         check_output(args.plot, [args.pretrained, args.finetuned], force=True)
-    with _opened(args) as (pretrained, finetuned, found, hint, renamed):
-        movable = numeric(found, finetuned.entries, ("float",))
-        parts = tensors(finetuned.entries, movable, args.axes)
-        with _progress(finetuned, signals) as progress:
-            result = _compare.compare(
-                pretrained, finetuned, found, parts, args.max_relative, progress
-            )
+    with _matched(args) as found, _progress(found, signals) as progress:
+        parts = tensors(found.finetuned.entries, found.numeric("float"), args.axes)
+        result = _compare.compare(found, parts, args.max_relative, progress)
     if args.plot:
         with write_atomically(args.plot.resolve(), True, signals) as temporary:
             plot(result["tensors"], temporary, args.plot.suffix)
     shown = _compare.ordered(result["tensors"], args.sort)[: args.top]
-    conv1d = _conv1d(args, parts)
+    conv1d = _conv1d(parts)
     if args.json:
-        paths = {"pretrained": str(args.pretrained), "finetuned": str(args.finetuned)}
-        more = {"tensors": shown, "outputs_last": conv1d, "rename": hint, "renamed": renamed}
-        _print_json(paths | result | more)
+        _print_json(result | {"tensors": shown, "outputs_last": conv1d})
     else:
-        notes = [f"names: {hint}"] * bool(hint) + _notes(renamed, conv1d)
-        _print(table(result, shown, notes))
+        notes = [f"names: {found.rename}"] * bool(found.rename) + _notes(found, conv1d)
+        _print(_compare.table(result, shown, notes))
     verdict = result["verdict"]
     unclear = not result["tensors"] or verdict["too_far"] or verdict["not_judged"]
     if args.max_relative is not None and unclear:
@@ -92,29 +87,28 @@ def project(args: argparse.Namespace, signals: Signals) -> int:
         what = "--alpha cannot be used with --norm, --unit or --axes"
         raise CommandError(what, "it moves every number by the same fraction", "leave them out")
     target = check_output(args.out, [args.pretrained, args.finetuned], args.force)
-    with _opened(args) as (pretrained, finetuned, found, hint, renamed):
-        if args.out.suffix in SUFFIXES and args.out.suffix != f".{finetuned.kind}":
-            because = f"the output has the format of FINETUNED, {finetuned.kind}"
+    with _matched(args) as found:
+        kind = found.finetuned.kind
+        if args.out.suffix in SUFFIXES and args.out.suffix != f".{kind}":
+            because = f"the output has the format of FINETUNED, {kind}"
             raise CommandError(f"{args.out} cannot be written", because, "choose another suffix")
-        _project.check_match(pretrained, finetuned, found, hint)
+        _project.check_match(found)
         parts: dict[str, Tensor] = {}
         if args.alpha is not None:
-            movable = numeric(found, finetuned.entries, ("float", "complex"))
+            movable = found.numeric("float", "complex")
             ratio = _project.interpolation(args.alpha)
         else:
-            movable = numeric(found, finetuned.entries, ("float",))
-            parts = tensors(finetuned.entries, movable, args.axes)
+            movable = found.numeric("float")
+            parts = tensors(found.finetuned.entries, movable, args.axes)
             norm, unit = args.norm or "mars", args.unit or "norm"
-            ratio = _project.projection(args.radius, norm, unit, parts, pretrained)
+            ratio = _project.projection(args.radius, norm, unit, parts, found.pretrained)
         with (
-            _progress(finetuned, signals) as progress,
+            _progress(found, signals) as progress,
             write_atomically(target, args.force, signals) as temporary,
         ):
-            report = _project.project(
-                pretrained, finetuned, found, movable, ratio, temporary, progress
-            )
+            report = _project.project(found, movable, ratio, temporary, progress)
+        report["notes"] += _notes(found, _conv1d(parts))
     report |= {"out": str(args.out)}
-    report["notes"] += _notes(renamed, _conv1d(args, parts))
     if args.json:
         _print_json(report)
     else:
@@ -123,46 +117,37 @@ def project(args: argparse.Namespace, signals: Signals) -> int:
 
 
 @contextmanager
-def _opened(
-    args: argparse.Namespace,
-) -> Iterator[tuple[Checkpoint, Checkpoint, Match, str, int]]:
-    """Both checkpoints, matched; a proposal for `--rename`; and how many names it matched."""
-    with open_checkpoint(args.pretrained) as old, open_checkpoint(args.finetuned) as new:
-        old, renamed = rename(old, new, args.rename)
-        found = match(old.entries, new.entries, args.exclude, args.all)
-        only = found.only_pretrained, found.only_finetuned
-        yield old, new, found, proposal(*only, old.entries, new.entries), renamed
+def _matched(args: argparse.Namespace) -> Iterator[Match]:
+    with (
+        closing(open_checkpoint(args.pretrained)) as pretrained,
+        closing(open_checkpoint(args.finetuned)) as finetuned,
+    ):
+        yield match(pretrained, finetuned, args.rename, args.exclude, args.all)
 
 
-def _conv1d(args: argparse.Namespace, parts: dict[str, Tensor]) -> list[str]:
+def _conv1d(parts: dict[str, Tensor]) -> list[str]:
     """Names of the weights that are taken for GPT-2's `Conv1D`."""
     names = conv1d_names({name: part.shape for name, part in parts.items()})
     return [name for name in parts if name in names and parts[name].rows == (1,)]
 
 
-def _notes(renamed: int, conv1d: Sequence[str]) -> list[str]:
-    notes = [f"matched by --rename: {plural(renamed, 'name')}"] * bool(renamed)
+def _notes(found: Match, conv1d: Sequence[str]) -> list[str]:
+    notes = [f"matched by --rename: {plural(found.renamed, 'name')}"] * bool(found.renamed)
     last = f"outputs last, as in GPT-2's Conv1D: {plural(len(conv1d), 'weight')}"
     return [*notes, *[last] * bool(conv1d)]
 
 
 @contextmanager
-def _progress(finetuned: Checkpoint, signals: Signals) -> Iterator[Progress]:
-    """A bar on stderr, after a second. Nothing without a terminal or without tqdm."""
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError:
-        tqdm = None
-    bar, total = None, sum(entry.size for entry in finetuned.entries.values())
-    if tqdm is not None and sys.stderr.isatty():
-        bar = tqdm(total=total, unit="B", unit_scale=True, delay=1, leave=False)
+def _progress(found: Match, signals: Signals) -> Iterator[Progress]:
+    """A bar on stderr, after a second. Nothing without a terminal."""
+    total = sum(entry.size for entry in found.finetuned.entries.values())
+    options = {"unit": "B", "unit_scale": True, "delay": 1, "leave": False, "disable": None}
+    with import_optional("tqdm").tqdm(total=total, **options) as bar:
 
-    def progress(count: int) -> None:
-        signals.check()
-        if bar is not None:
+        def progress(count: int) -> None:
+            signals.check()
             bar.update(count)
 
-    with bar or nullcontext():
         yield progress
 
 

@@ -1,73 +1,97 @@
 """Two checkpoints, matched by name: what can be measured or moved, and why the rest cannot."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tpgm_jax._core.names import natural_order
-from tpgm_jax.cli._checkpoint import Checkpoint, Entry
+from tpgm_jax._core.names import match_pattern, natural_order
+from tpgm_jax.cli._checkpoint import Checkpoint
+from tpgm_jax.cli._errors import CommandError
 from tpgm_jax.cli._kinds import is_statistic, quantized_names, training_state
-from tpgm_jax.cli._rows import excluded_names
+from tpgm_jax.cli._rename import Rule, proposal, rename
 
 # Called with the number of bytes processed.
 Progress = Callable[[int], object]
 
 
 class Match(NamedTuple):
-    """Entries of two checkpoints. Excluded entries and training state are in no other field.
+    """Two checkpoints and their names. Excluded names and training state are in no other field."""
 
-    Attributes:
-        common: names in both, with equal shapes, in natural order.
-        only_pretrained: names in the pre-trained checkpoint only.
-        only_finetuned: names in the fine-tuned checkpoint only.
-        shapes_differ: name to both shapes, for names in both whose shapes differ.
-        dtypes_differ: name to both dtypes, for names in both whose dtypes differ.
-        kinds_differ: those of which only one is floating point, or only one is complex.
-        quantized: names that mean numbers only together, such as integers and a scale.
-        statistics: names of statistics and buffers in floating point.
-        excluded: names that `--exclude` matched, in natural order.
-        training_state: names of training state, in natural order.
-    """
-
-    common: list[str]
+    pretrained: Checkpoint
+    finetuned: Checkpoint
+    common: list[str]  # in both, with equal shapes, in natural order
     only_pretrained: list[str]
     only_finetuned: list[str]
-    shapes_differ: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    dtypes_differ: dict[str, tuple[str, str]]
-    kinds_differ: dict[str, tuple[str, str]]
-    quantized: list[str]
-    statistics: list[str]
+    shapes_differ: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # name to both shapes
+    dtypes_differ: dict[str, tuple[str, str]]  # name to both dtypes
+    kinds_differ: dict[str, tuple[str, str]]  # only one is floating point, or only one complex
+    quantized: list[str]  # numbers only together, such as integers and a scale
+    statistics: list[str]  # statistics and buffers in floating point
     excluded: list[str]
     training_state: list[str]
+    rename: str  # a proposal for `--rename`
+    renamed: int  # names that `--rename` matched
 
     def as_json(self) -> dict[str, Any]:
         lost_or_changed = (self.only_pretrained, self.shapes_differ, self.kinds_differ)
         same = not (any(lost_or_changed) or self.only_finetuned)
-        return {"same_structure": same, **self._asdict()}
+        paths = {"pretrained": str(self.pretrained.path), "finetuned": str(self.finetuned.path)}
+        return {"same_structure": same, **self._asdict(), **paths}
+
+    def numeric(self, *kinds: str) -> set[str]:
+        """Names of the common tensors of these kinds (see `Entry`) that stand for themselves."""
+        new = self.finetuned.entries
+        names = {x for x in self.common if new[x].kind in kinds and 0 not in new[x].shape}
+        return names - {*self.quantized, *self.kinds_differ}
+
+    def different(self, name: str) -> bool:
+        """Whether the bytes of a tensor differ, or only one checkpoint has it."""
+        both = self.pretrained, self.finetuned
+        w0, w = (checkpoint.entries.get(name) for checkpoint in both)
+        if w0 is None or w is None or (w0.shape, w0.label) != (w.shape, w.label):
+            return True
+        # Compare bytes, because NaN != NaN.
+        x, y = (np.ascontiguousarray(c.read(name)).reshape(-1).view(np.uint8) for c in both)
+        return not np.array_equal(x, y)
 
 
 def match(
-    old: Mapping[str, Entry], new: Mapping[str, Entry], exclude: Sequence[str], everything: bool
+    pretrained: Checkpoint,
+    finetuned: Checkpoint,
+    rules: Sequence[Rule],
+    exclude: Collection[str],
+    everything: bool,
 ) -> Match:
-    """Matches the entries of the pre-trained (`old`) and the fine-tuned (`new`) checkpoint.
+    """Matches two checkpoints by name.
 
-    `exclude` is the patterns of `--exclude`, and `everything` is whether to keep training state.
+    `rules` and `exclude` are those of `--rename` and `--exclude`. The pre-trained entries get the
+    names of the fine-tuned ones. `everything` is whether to keep training state.
     """
+    renamed = rename(pretrained, finetuned, rules) if rules else 0
+    old, new = pretrained.entries, finetuned.entries
     names = list(dict.fromkeys([*new, *old]))
-    excluded = excluded_names(exclude, names)
+    try:
+        excluded = set().union(*(match_pattern(x, names, "--exclude") for x in exclude))
+    except ValueError as error:
+        raise CommandError(str(error)) from error
     training = set() if everything else training_state(names) - excluded
     skipped = excluded | training
     both = {x: (old[x], new[x]) for x in new if x in old and x not in skipped}
+    shapes = {x: (w0.shape, w.shape) for x, (w0, w) in both.items() if w0.shape != w.shape}
     labels = {x: (w0.label, w.label) for x, (w0, w) in both.items() if w0.label != w.label}
-    common = natural_order(sorted(x for x, (w0, w) in both.items() if w0.shape == w.shape))
+    common = natural_order(sorted(both.keys() - shapes.keys()))
+    only_old, only_new = (
+        [x for x in one if x not in other and x not in skipped]
+        for one, other in ((old, new), (new, old))
+    )
     return Match(
-        common=common,
-        only_pretrained=[x for x in old if x not in new and x not in skipped],
-        only_finetuned=[x for x in new if x not in old and x not in skipped],
-        shapes_differ={
-            x: (w0.shape, w.shape) for x, (w0, w) in both.items() if w0.shape != w.shape
-        },
+        pretrained,
+        finetuned,
+        common,
+        only_old,
+        only_new,
+        shapes_differ=shapes,
         dtypes_differ=labels,
         kinds_differ={
             x: pair
@@ -78,20 +102,6 @@ def match(
         statistics=[x for x in common if new[x].movable and is_statistic(x)],
         excluded=natural_order(sorted(excluded)),
         training_state=natural_order(sorted(training)),
+        rename=proposal(only_old, only_new, old, new),
+        renamed=renamed,
     )
-
-
-def numeric(found: Match, new: Mapping[str, Entry], kinds: Collection[str]) -> set[str]:
-    """Names of the common tensors of these kinds ("float", "complex") that stand for themselves."""
-    names = {x for x in found.common if new[x].kind in kinds and 0 not in new[x].shape}
-    return names - {*found.quantized, *found.kinds_differ}
-
-
-def different(pretrained: Checkpoint, finetuned: Checkpoint, name: str) -> bool:
-    """Whether the bytes of a tensor differ, or only one checkpoint has it."""
-    w0, w = pretrained.entries.get(name), finetuned.entries.get(name)
-    if w0 != w:
-        return True
-    # Compare bytes, because NaN != NaN.
-    x, y = (np.ascontiguousarray(c.read(name)).reshape(-1) for c in (pretrained, finetuned))
-    return not np.array_equal(x.view(np.uint8), y.view(np.uint8))

@@ -5,7 +5,7 @@ checkpoint may have hundreds. The results agree with the library's to rounding.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,7 +17,6 @@ from tpgm_jax._core.unit import unit_from_sums
 
 # Entries per block, so that copies stay in the processor's cache.
 BLOCK = 2**17
-Block = tuple[Any, ...]
 
 
 def distance(params: np.ndarray, anchor: np.ndarray, tensor: Tensor) -> dict[str, Any]:
@@ -29,30 +28,22 @@ def distance(params: np.ndarray, anchor: np.ndarray, tensor: Tensor) -> dict[str
         its anchor. `relative`: their ratio, NaN if the anchor is zero. `not_finite`: how many
         entries of `d` are NaN or infinite.
     """
-    anchor_squares, not_finite = 0.0, 0
-
-    def displacement(block: Block) -> np.ndarray:
-        nonlocal anchor_squares, not_finite
-        w0 = anchor[block].astype(np.float64)
-        d = _displacement(params[block], w0)
-        if not np.isfinite(d.sum()):
-            not_finite += int(d.size - np.count_nonzero(np.isfinite(d)))
-        # Not `vdot`, which waits for threads on a busy machine.
-        anchor_squares += float(np.square(w0, out=w0).sum())
-        return d
-
-    with np.errstate(all="ignore"):  # non-finite entries are counted; the sums may be NaN
-        sums, squares = _row_sums(displacement, tensor, (1, 2))
-        lengths = np.sqrt(np.sum(squares, axis=tensor.rows))
-        norm, anchor_norm = math.sqrt(np.sum(squares)), math.sqrt(anchor_squares)
-        return {
-            "mars": {"largest": float(np.max(sums)), "mean": float(np.mean(sums))},
-            "l2": {"largest": float(np.max(lengths)), "mean": float(np.mean(lengths))},
-            "norm": norm,
-            "anchor_norm": anchor_norm,
-            "relative": norm / anchor_norm if anchor_norm > 0 else math.nan,
-            "not_finite": not_finite,
-        }
+    sums, squares = _row_sums(params, anchor, tensor, (1, 2))
+    (anchor_squares,) = _row_sums(anchor, None, tensor, (2,))
+    lengths = np.sqrt(np.sum(squares, axis=tensor.rows))
+    norm, anchor_norm = (math.sqrt(np.sum(x)) for x in (squares, anchor_squares))
+    not_finite = 0
+    if not np.all(np.isfinite(sums)):
+        differences = (_difference(params[x], anchor[x]) for x in _blocks(tensor.shape))
+        not_finite = sum(int(np.sum(~np.isfinite(d))) for d in differences)
+    return {
+        "mars": {"largest": float(np.max(sums)), "mean": float(np.mean(sums))},
+        "l2": {"largest": float(np.max(lengths)), "mean": float(np.mean(lengths))},
+        "norm": norm,
+        "anchor_norm": anchor_norm,
+        "relative": norm / anchor_norm if anchor_norm > 0 else math.nan,
+        "not_finite": not_finite,
+    }
 
 
 def together(distances: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
@@ -63,9 +54,9 @@ def together(distances: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     return norm, norm / anchor_norm if anchor_norm > 0 else math.nan
 
 
-def _displacement(w: np.ndarray, w0: np.ndarray) -> np.ndarray:
-    """`W - W0`, in the dtype of `w0`. Equal infinities, such as in an attention mask, give 0."""
-    w = w.astype(w0.dtype, copy=False)
+def _difference(w: np.ndarray, w0: np.ndarray) -> np.ndarray:
+    """`W - W0` in float64. Equal infinities, such as in an attention mask, give 0."""
+    w, w0 = (x.astype(np.float64, copy=False) for x in (w, w0))
     d = np.asarray(w - w0)  # also of scalars
     if not np.isfinite(d.sum()):
         d[w == w0] = 0
@@ -73,62 +64,81 @@ def _displacement(w: np.ndarray, w0: np.ndarray) -> np.ndarray:
 
 
 def _row_sums(
-    read: Callable[[Block], np.ndarray], tensor: Tensor, powers: Sequence[int]
+    w: np.ndarray, w0: np.ndarray | None, tensor: Tensor, powers: Sequence[int]
 ) -> list[np.ndarray]:
-    """Sums of `|x|` (power 1) or `x^2` (power 2) over each row of what `read` returns by block."""
+    """Sums of `|W - W0|` (power 1) or of its square (power 2) over each row. Default: no `W0`."""
     per_row = [1 if axis in tensor.inputs else n for axis, n in enumerate(tensor.shape)]
     totals = [np.zeros(per_row) for _ in powers]
     for block in _blocks(tensor.shape):
-        x = read(block)
+        d = w[block].astype(np.float64) if w0 is None else _difference(w[block], w0[block])
         # A row may span several blocks along its inputs.
         rows = tuple(slice(None) if axis in tensor.inputs else k for axis, k in enumerate(block))
         for total, power in zip(totals, powers, strict=True):
-            (np.abs if power == 1 else np.square)(x, out=x)
-            total[rows] += np.add.reduce(x, tensor.inputs, dtype=np.float64, keepdims=True)
+            (np.abs if power == 1 else np.square)(d, out=d)
+            total[rows] += np.add.reduce(d, tensor.inputs, keepdims=True)
     return totals
 
 
+def radii_in_norm(
+    radius: float, sums: Mapping[str, np.ndarray], tensors: Mapping[str, Tensor], norm: str
+) -> dict[str, np.ndarray]:
+    """A radius in units of the anchor, in the norm, for each group of each tensor.
+
+    `sums` are the `anchor_sums` of each tensor.
+    """
+    layout = Layout(tuple(tensors.values()))
+    largest = np.finfo(np.float32).max  # of what JAX computes with
+    arrays = [jnp.asarray(np.minimum(sums[name], largest), jnp.float32) for name in tensors]
+    units = np.asarray(unit_from_sums(arrays, layout, norm, jnp.dtype(jnp.float32)), np.float64)
+    parts = np.split(units, np.cumsum([tensor.groups for tensor in tensors.values()])[:-1])
+    pairs = zip(tensors.items(), parts, strict=True)
+    return {name: radius * part.reshape(tensor.radius_shape) for (name, tensor), part in pairs}
+
+
+def anchor_sums(anchor: np.ndarray, tensor: Tensor, norm: str) -> np.ndarray:
+    """The sum of `|W0|`, or of its square for "l2", over each group: `radius_shape`."""
+    (sums,) = _row_sums(anchor, None, tensor, (1,) if norm == "mars" else (2,))
+    return np.sum(sums, axis=tensor.rows, keepdims=True)
+
+
 def projection_ratio(
-    params: np.ndarray, anchor: np.ndarray, tensor: Tensor, radius: np.ndarray, norm: str
+    params: np.ndarray,
+    anchor: np.ndarray,
+    tensor: Tensor,
+    radius: np.ndarray | float,
+    norm: str,
 ) -> np.ndarray:
     """`min(1, r / n)`, as `tpgm_jax.project_to_anchor` computes it, for radii of `radius_shape`."""
-    dtype = _wide(params.dtype)
-
-    def displacement(block: Block) -> np.ndarray:
-        return _displacement(params[block], anchor[block].astype(dtype, copy=False))
-
-    with np.errstate(all="ignore"):
-        (n,) = _row_sums(displacement, tensor, (1,) if norm == "mars" else (2,))
-        if norm == "l2":
-            n = np.sqrt(n.sum(axis=tensor.rows, keepdims=True))
-        n = np.minimum(n, np.finfo(dtype).max) + EPSILON
-        return np.where(radius > n, n, radius) / n
+    (n,) = _row_sums(params, anchor, tensor, (1,) if norm == "mars" else (2,))
+    if norm == "l2":
+        n = np.sqrt(n.sum(axis=tensor.rows, keepdims=True))
+    return np.minimum(1, radius / (n + EPSILON))
 
 
 def move_tensor(
     params: np.ndarray, anchor: np.ndarray, ratio: np.ndarray | float
-) -> tuple[np.ndarray, bool]:
-    """`W0 + ratio * (W - W0)`, and whether its bytes differ from `W`.
+) -> tuple[np.ndarray, bool, bool]:
+    """`W0 + ratio * (W - W0)`, whether its bytes differ from `W`, and whether it is finite.
 
     At ratios of 0 and 1 it is the anchor and `params`, bit for bit. `params` is overwritten if it
     can be.
     """
-    dtype, changed = _wide(params.dtype), False
-    ratio = np.asarray(ratio, np.finfo(dtype).dtype)
-    if np.all(ratio == 1):
-        return params, False
-    new, ratios = _writable(params), np.broadcast_to(ratio, params.shape)
-    with np.errstate(all="ignore"):
-        for block in _blocks(params.shape):
-            old, r = params[block], ratios[block]
-            w0 = anchor[block].astype(dtype, copy=False)
-            mixed = _between(old.astype(dtype, copy=False), w0, r)
-            mixed = np.where(r == 0, w0, mixed)  # `0 * inf` is NaN
-            moved = np.where(r == 1, old, mixed.astype(params.dtype))
-            # Bytes, because NaN != NaN.
-            changed = changed or moved.tobytes() != old.tobytes()
-            new[block] = moved
-    return new, changed
+    # In float32 for narrower floats.
+    wide = params.dtype.kind == "c" or params.dtype.itemsize > 4
+    dtype = params.dtype if wide else np.dtype(np.float32)
+    ratios = np.broadcast_to(np.asarray(ratio, np.finfo(dtype).dtype), params.shape)
+    new = params if params.flags.writeable else params.copy()
+    changed, finite = False, True
+    for block in _blocks(params.shape):
+        old, r = params[block], ratios[block]
+        w, w0 = (x[block].astype(dtype, copy=False) for x in (params, anchor))
+        mixed = np.where(r == 0, w0, _between(w, w0, r))  # `0 * inf` is NaN
+        moved = np.where(r == 1, old, mixed.astype(params.dtype))
+        # Bytes, because NaN != NaN.
+        changed = changed or moved.tobytes() != old.tobytes()
+        finite = finite and bool(np.all(np.isfinite(moved)))
+        new[block] = moved
+    return new, changed, finite
 
 
 def _between(w: np.ndarray, w0: np.ndarray, a: np.ndarray) -> np.ndarray:
@@ -139,40 +149,7 @@ def _between(w: np.ndarray, w0: np.ndarray, a: np.ndarray) -> np.ndarray:
     return np.where(w == w0, w0, mixed)  # `-0.0 + 0.0` is `0.0`
 
 
-def all_finite(array: np.ndarray) -> bool:
-    return all(bool(np.all(np.isfinite(array[block]))) for block in _blocks(array.shape))
-
-
-def anchor_sums(anchor: np.ndarray, tensor: Tensor, norm: str) -> np.ndarray:
-    """The sum of `|W0|`, or of its square for "l2", over each group: `radius_shape`."""
-    powers = (1,) if norm == "mars" else (2,)
-    (sums,) = _row_sums(lambda block: anchor[block].astype(np.float64), tensor, powers)
-    return np.sum(sums, axis=tensor.rows, keepdims=True)
-
-
-def unit_sizes(
-    sums: Mapping[str, np.ndarray], tensors: Mapping[str, Tensor], norm: str
-) -> dict[str, np.ndarray]:
-    """The unit "anchor" of each group, of `radius_shape`, from the `anchor_sums` of each tensor."""
-    layout = Layout(tuple(tensors.values()))
-    largest = np.finfo(np.float32).max  # of what JAX computes with
-    arrays = [jnp.asarray(np.minimum(sums[name], largest), jnp.float32) for name in tensors]
-    units = np.asarray(unit_from_sums(arrays, layout, norm, jnp.dtype(jnp.float32)), np.float64)
-    parts = np.split(units, np.cumsum([tensor.groups for tensor in tensors.values()])[:-1])
-    pairs = zip(tensors.items(), parts, strict=True)
-    return {name: part.reshape(tensor.radius_shape) for (name, tensor), part in pairs}
-
-
-def _wide(dtype: np.dtype) -> np.dtype:
-    """The dtype to compute in: float32 for narrower floats, otherwise the same."""
-    return dtype if dtype.kind == "c" or dtype.itemsize > 4 else np.dtype(np.float32)
-
-
-def _writable(array: np.ndarray) -> np.ndarray:
-    return array if array.flags.writeable else array.copy()
-
-
-def _blocks(shape: tuple[int, ...]) -> Iterator[Block]:
+def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[Any, ...]]:
     """Slices along one axis of an array, of about `BLOCK` entries each."""
     size = math.prod(shape)
     if size <= BLOCK:

@@ -1,22 +1,19 @@
 """Detection of the format, by content first and by name second."""
 
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tpgm_jax.cli._checkpoint import Checkpoint
 from tpgm_jax.cli._errors import CommandError, printable, unreadable
-from tpgm_jax.cli._folder import INDEX, Folder, find_weights
 from tpgm_jax.cli._msgpack import Msgpack
 from tpgm_jax.cli._npz import Npz, pickle_error
 from tpgm_jax.cli._orbax import Orbax, find_item
-from tpgm_jax.cli._safetensors import Safetensors
+from tpgm_jax.cli._safetensors import INDEX, Safetensors, find_weights
 
 SUFFIXES = (".safetensors", ".msgpack", ".npz")
 FORMATS = "safetensors (a file, a Hugging Face folder or its index), flax msgpack, npz, or Orbax"
-# How files of other formats begin, and what they are.
 _GIT_LFS = b"version https://git-lfs"
+# How files of other formats begin, and what they are.
 _OTHERS = {
     _GIT_LFS: ("a Git LFS pointer, not the file", "run `git lfs pull`"),
     b"\x89HDF\r\n\x1a\n": ("HDF5 (Keras)", "load it with Keras or h5py and save safetensors"),
@@ -24,40 +21,25 @@ _OTHERS = {
     b"\x93NUMPY": ("a single array (.npy)", "save it with `numpy.savez`"),
     b"\x1f\x8b": ("compressed with gzip", "unpack it first"),
     b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unpack it first"),
-    b"BZh": ("compressed with bzip2", "unpack it first"),
-    b"\xfd7zXZ": ("compressed with xz", "unpack it first"),
     b"<": ("a web page (HTML or XML)", "fetch the file itself"),
     b"\x08": ("ONNX or another protocol buffer", "export the weights with safetensors"),
     b"{": (f"JSON, and not named *{INDEX}", "pass the folder or the weights"),
 }
 
 
-@contextmanager
-def open_checkpoint(path: Path) -> Iterator[Checkpoint]:
+def open_checkpoint(path: Path) -> Checkpoint:
     """Opens a checkpoint of any supported format.
 
     Raises:
-        CommandError: the checkpoint is missing, damaged, or a pickle.
+        CommandError: the checkpoint is damaged, or a pickle.
     """
-    try:
-        checkpoint = _open(path)
-    except OSError as error:
-        because = f"the system reports {error.strerror or str(error)!r}"
-        raise unreadable(path, because, "check the path and its permissions") from error
-    try:
-        yield checkpoint
-    finally:
-        checkpoint.close()
-
-
-def _open(path: Path) -> Checkpoint:
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         return _open_directory(path)
     if not stat.S_ISREG(mode):
         raise unreadable(path, "it is neither a file nor a directory", f"pass {FORMATS}")
     if path.name.endswith(INDEX):
-        return Folder(path, path)
+        return Safetensors(path, path, folder=True)
     with path.open("rb") as file:
         head = file.read(512)
     if not head:
@@ -71,7 +53,7 @@ def _open(path: Path) -> Checkpoint:
     # The first eight bytes of safetensors are a length, which may look like anything.
     named = path.suffix == ".safetensors" and not head.startswith(_GIT_LFS)
     if named or head[8:9] == b"{":
-        return Safetensors(path, [path])
+        return Safetensors(path, path, folder=False)
     for magic, (what, remedy) in _OTHERS.items():
         if head.startswith(magic):
             raise unreadable(path, f"it is {what}", remedy)
@@ -88,14 +70,11 @@ def _open_directory(path: Path) -> Checkpoint:
         return Orbax(path, item)
     weights = find_weights(path)
     if weights is not None:
-        return Folder(path, weights)
+        return Safetensors(path, weights, folder=True)
     if (path / "saved_model.pb").exists() or any(path.glob("*.index")):
         remedy = "load it with TensorFlow and save safetensors"
         raise unreadable(path, "it is a TensorFlow checkpoint", remedy)
     files = sorted(x for x in path.iterdir() if x.suffix in (".msgpack", ".npz", ".bin", ".h5"))
     what = f"file, such as {printable(str(files[0]))}" if files else f"step, such as {path}/1000"
-    raise CommandError(
-        f"{path} is not a checkpoint",
-        "neither it nor a directory in it has safetensors or Orbax's file _METADATA",
-        f"name the {what}",
-    )
+    because = "neither it nor a directory in it has safetensors or Orbax's file _METADATA"
+    raise CommandError(f"{path} is not a checkpoint", because, f"name the {what}")

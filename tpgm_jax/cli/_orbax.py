@@ -6,9 +6,6 @@ others, whose threads then print tracebacks. A copy is written by Orbax from the
 
 import logging
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ import numpy as np
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry, Replacement, bytes_of, check_expansion
 from tpgm_jax.cli._errors import import_optional, quoted, reading, translate_errors, unreadable
 
-KIND = "an Orbax checkpoint"
 _STRUCTURE, _DATABASE = "_METADATA", "manifest.ocdbt"
 
 
@@ -37,13 +33,14 @@ def find_item(path: Path) -> Path | None:
 class Orbax(Checkpoint):
     """The tree in the directory `item`; `path` is the path to show."""
 
-    kind = KIND
+    kind = "an Orbax checkpoint"
 
     def __init__(self, path: Path, item: Path):
         self._item, self._ocp = item, import_optional("orbax.checkpoint")
-        with reading(path, KIND), _quiet():
-            # Orbax computes on JAX's devices; another program may use the accelerator.
-            jax.config.update("jax_platforms", "cpu")
+        # Orbax computes on JAX's devices; another program may use the accelerator.
+        jax.config.update("jax_platforms", "cpu")
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's logger
+        with reading(path, self.kind):
             _check_arrays(item)
             self._checkpointer = self._ocp.PyTreeCheckpointer()
             self._metadata = self._checkpointer.metadata(item)
@@ -53,24 +50,22 @@ class Orbax(Checkpoint):
                 self._metadata.item_metadata.tree, is_leaf=lambda node: hasattr(node, "shape")
             )
             self._leaves = [leaf for _, leaf in pairs]
-            names = [jax.tree_util.keystr(x, simple=True, separator="/") for x, _ in pairs]
             stored = sum(x.stat().st_size for x in item.rglob("*") if x.is_file())
             check_expansion(path, sum(map(_size, self._leaves)), stored)
-            super().__init__(path, map(_entry, names, self._leaves))
-            self._indices = {name: i for i, name in enumerate(names)}
+            names = [jax.tree_util.keystr(x, simple=True, separator="/") for x, _ in pairs]
+            super().__init__(path, map(_entry, names, self._leaves, range(len(pairs))))
 
     def close(self) -> None:
         self._checkpointer.close()
 
-    def read(self, name: str) -> np.ndarray:
-        entry, value = self.entries[name], self._restore(self._indices[name])
+    def _read(self, entry: Entry) -> np.ndarray:
+        value = self._restore(entry.source)
         if entry.dtype is None:
             data = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
             return np.frombuffer(data, np.uint8)
         array = np.asarray(value)
-        with reading(self.path, KIND):
-            if array.shape != entry.shape or array.dtype != entry.dtype:
-                raise ValueError(f"the shape or dtype of {name!r} differs from the metadata")
+        if array.shape != entry.shape or array.dtype != entry.dtype:
+            raise ValueError(f"the shape or dtype of {entry.name!r} differs from the metadata")
         return array
 
     def _restore(self, index: int) -> Any:
@@ -80,7 +75,7 @@ class Orbax(Checkpoint):
         items[index] = self._leaves[index]
         args[index] = ocp.RestoreArgs(restore_type=np.ndarray if self._is_array(index) else None)
         item, restore_args = map(self._structure.unflatten, (items, args))
-        with reading(self.path, KIND), _quiet():
+        with reading(self.path, self.kind):
             tree = self._checkpointer.restore(
                 self._item, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args)
             )
@@ -91,38 +86,38 @@ class Orbax(Checkpoint):
         return getattr(self._leaves[index], "storage", None) is not None
 
     def save(self, target: Path, replacement: Replacement) -> list[str]:
-        values = [self._new_value(*x, replacement) for x in enumerate(self.entries.values())]
+        values = [self._new_value(entry, replacement) for entry in self.entries.values()]
         handler = self._ocp.PyTreeCheckpointHandler(
             use_ocdbt=(self._item / _DATABASE).exists(),
             use_zarr3=getattr(self._metadata.item_metadata, "use_zarr3", False),
         )
+        tree, metadata = self._structure.unflatten(values), self._metadata.custom_metadata
         remedy = "free some space, or name another place"
-        writing = translate_errors(f"{target} cannot be written", remedy)
-        with writing, _quiet(), self._ocp.Checkpointer(handler) as writer:
-            writer.save(
-                target,
-                self._structure.unflatten(values),
-                custom_metadata=self._metadata.custom_metadata,
-            )
+        with (
+            translate_errors(f"{target} cannot be written", remedy),
+            self._ocp.Checkpointer(handler) as writer,
+        ):
+            writer.save(target, tree, custom_metadata=metadata)
         return []
 
-    def _new_value(self, index: int, entry: Entry, replacement: Replacement) -> Any:
+    def _new_value(self, entry: Entry, replacement: Replacement) -> Any:
         value = replacement(entry)
         if value is None:
-            value = self._restore(index)
-        elif not self._is_array(index):
+            value = self._restore(entry.source)
+        elif not self._is_array(entry.source):
             value = value.item()
-        if getattr(self._leaves[index], "sharding", None) is None:
+        if getattr(self._leaves[entry.source], "sharding", None) is None:
             return value
         with jax.enable_x64(True):  # what was a `jax.Array` is restored as one
             return jax.numpy.asarray(value)
 
 
-def _entry(name: str, leaf: Any) -> Entry:
+def _entry(name: str, leaf: Any, index: int) -> Entry:
     dtype, shape = getattr(leaf, "dtype", None), getattr(leaf, "shape", None)
     if dtype is None or shape is None:
-        return Entry(name, (), type(leaf).__name__.removesuffix("Metadata").lower(), 0)
-    return Entry(name, tuple(shape), np.dtype(dtype).name, bytes_of(shape, np.dtype(dtype)))
+        return Entry(name, (), type(leaf).__name__.removesuffix("Metadata").lower(), 0, index)
+    dtype = np.dtype(dtype)
+    return Entry(name, tuple(shape), dtype.name, bytes_of(shape, dtype), index)
 
 
 def _size(leaf: Any) -> int:
@@ -144,17 +139,3 @@ def _check_arrays(item: Path) -> None:
         driver = {".zarray": "zarr", "zarr.json": "zarr3"}.get(file)
         if driver:
             ts.open({"driver": driver, "kvstore": (store / folder).spec().to_json()}).result()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences Orbax's logs and warnings about shardings and restore arguments."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

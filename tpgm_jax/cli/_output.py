@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tpgm_jax.cli._errors import CommandError
-from tpgm_jax.cli._folder import INDEX
+from tpgm_jax.cli._safetensors import INDEX
 
 _PREFIX, _SUFFIX = ".tpgm-jax-", ".tmp"
 
@@ -58,10 +58,13 @@ def write_atomically(target: Path, force: bool, signals: "Signals") -> Iterator[
     not, and are removed first.
     """
     with ExitStack() as stack:
-        with _locked(target.parent):
-            _remove_leftovers(target.parent)
+        with _opened(target.parent, fcntl.LOCK_EX):
+            for old in target.parent.glob(f"{_PREFIX}*{_SUFFIX}"):
+                with suppress(OSError), _opened(old, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    shutil.rmtree(old)
+                    print(f"removed {old}, which a killed run left", file=sys.stderr)
             folder = Path(tempfile.mkdtemp(_SUFFIX, _PREFIX, target.parent))
-            stack.enter_context(_locked(folder))
+            stack.enter_context(_opened(folder, fcntl.LOCK_EX))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         temporary = folder / "output"
         yield temporary
@@ -70,37 +73,28 @@ def write_atomically(target: Path, force: bool, signals: "Signals") -> Iterator[
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
         signals.check()
-        with _locked(target.parent):
+        with _opened(target.parent, fcntl.LOCK_EX):
             # Another run may have written it meanwhile. A directory replaces nothing.
             _check_free(target, force and temporary.is_file())
             os.replace(temporary, target)
     _sync(target.parent)
 
 
-def _remove_leftovers(parent: Path) -> None:
-    for folder in parent.glob(f"{_PREFIX}*{_SUFFIX}"):
-        with suppress(OSError), _locked(folder, fcntl.LOCK_NB):
-            shutil.rmtree(folder)
-            print(f"removed {folder}, which a killed run left", file=sys.stderr)
-
-
 @contextmanager
-def _locked(folder: Path, flags: int = 0) -> Iterator[None]:
-    """Locks a directory against other runs, until the end of the block or of this process."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+def _opened(path: Path, lock: int = 0) -> Iterator[int]:
+    """A descriptor of a file or directory, locked against other runs until the end of the block."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
-        yield
+        if lock:
+            fcntl.flock(descriptor, lock)
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
+    with _opened(path) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Signals:
@@ -116,19 +110,18 @@ class Signals:
         if self.received is not None:
             raise KeyboardInterrupt
 
+    def _handle(self, number: int, frame: object) -> None:
+        self.received = number
+        raise KeyboardInterrupt
+
     @contextmanager
     def handled(self) -> Iterator[None]:
-        def handle(number: int, frame: object) -> None:
-            del frame
-            self.received = number
-            raise KeyboardInterrupt
-
         numbers = [signal.SIGINT, signal.SIGTERM]
         # A shell ignores SIGINT for programs in the background.
         numbers = [x for x in numbers if signal.getsignal(x) != signal.SIG_IGN]
         if threading.current_thread() is not threading.main_thread():
             numbers = []  # only the main thread may set handlers
-        old = {number: signal.signal(number, handle) for number in numbers}
+        old = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
         finally:

@@ -2,7 +2,6 @@
 
 import math
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,29 +46,21 @@ def plot(tensors: Sequence[Result], target: Path, suffix: str) -> None:
         "l2: largest layer": [max(x["l2"]["largest"] for x in y) for y in groups.values()],
         "relative, l2": [together(y)[1] for y in groups.values()],
     }
-    for panel, style, (title, numbers) in zip(axes, STYLES, values.items(), strict=True):
-        _panel(panel, style, title, numbers)
+    for panel, (color, marker), (title, numbers) in zip(axes, STYLES, values.items(), strict=True):
+        # A logarithmic axis cannot show zero or non-finite numbers.
+        points = {y: x for y, x in enumerate(numbers) if 0 < x < math.inf}
+        if points:
+            panel.set_xscale("log")
+            # There may be no power of ten in between.
+            narrow = max(points.values()) < 10 * min(points.values())
+            panel.xaxis.set_major_formatter("{x:g}")
+            panel.xaxis.set_minor_formatter("{x:g}" if narrow else "")
+        panel.plot(list(points.values()), list(points), marker, color=color, ms=4)
+        panel.set_title(title, fontsize=10)
+        panel.grid(True, color="0.9")
+        panel.set_axisbelow(True)
+        panel.tick_params(axis="x", which="both", labelsize=8)
     axes[0].set_yticks(range(0, len(names), every), names[::every], fontsize=7, parse_math=False)
     axes[0].set_ylim(len(names) - 0.3, -0.7)
     figure.supxlabel("distance from the pre-trained weights; no marker: none", fontsize=9)
-    with warnings.catch_warnings():
-        # A name may have characters that the font lacks.
-        warnings.simplefilter("ignore")
-        figure.savefig(target, format=suffix.removeprefix("."), dpi=120)
-
-
-def _panel(panel, style: tuple[str, str], title: str, values: Sequence[float]) -> None:
-    # A logarithmic axis cannot show zero or non-finite numbers.
-    points = [(x, y) for y, x in enumerate(values) if math.isfinite(x) and x > 0]
-    numbers = [x for x, _ in points]
-    if points:
-        panel.set_xscale("log")
-        narrow = max(numbers) < 10 * min(numbers)  # there may be no power of ten in between
-        panel.xaxis.set_major_formatter("{x:g}")
-        panel.xaxis.set_minor_formatter("{x:g}" if narrow else "")
-    color, marker = style
-    panel.plot(numbers, [y for _, y in points], marker, color=color, ms=4)
-    panel.set_title(title, fontsize=10)
-    panel.grid(True, color="0.9")
-    panel.set_axisbelow(True)
-    panel.tick_params(axis="x", which="both", labelsize=8)
+    figure.savefig(target, format=suffix.removeprefix("."), dpi=120)

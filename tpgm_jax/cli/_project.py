@@ -9,33 +9,27 @@ import numpy as np
 from tpgm_jax._core.axes import Tensor
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry
 from tpgm_jax.cli._errors import CommandError, listed, plural, printable, quoted
-from tpgm_jax.cli._match import Match, Progress, different
-from tpgm_jax.cli._numbers import (
-    all_finite,
-    anchor_sums,
-    move_tensor,
-    projection_ratio,
-    unit_sizes,
-)
+from tpgm_jax.cli._match import Match, Progress
+from tpgm_jax.cli._numbers import anchor_sums, move_tensor, projection_ratio, radii_in_norm
 
-# Maps name, anchor and fine-tuned tensor to how much of the displacement remains, in [0, 1].
+# Maps name, fine-tuned tensor and anchor to how much of the displacement remains, in [0, 1].
 Ratio = Callable[[str, np.ndarray, np.ndarray], np.ndarray | float]
 
 
-def check_match(pretrained: Checkpoint, finetuned: Checkpoint, found: Match, hint: str) -> None:
+def check_match(found: Match) -> None:
     """Raises if shapes, names, quantized weights or kinds of dtype do not fit together."""
     exclude = "pass --exclude with its name to copy it from FINETUNED, or pass checkpoints"
     for name, (w0, w) in found.shapes_differ.items():
         because = f"it has shape {w0} in PRETRAINED and {w} in FINETUNED"
         raise CommandError(f"{quoted(name)} cannot be moved", because, f"{exclude} of one model")
-    if hint or not found.common:
+    if found.rename or not found.common:
         names = [x[0] for x in (found.only_pretrained, found.only_finetuned) if x]
         because = f"their names differ, such as {' and '.join(map(quoted, names)) or 'nothing'}"
-        remedy = hint or "rename the parameters, or pass checkpoints of one model"
+        remedy = found.rename or "rename the parameters, or pass checkpoints of one model"
         raise CommandError("PRETRAINED and FINETUNED cannot be matched", because, remedy)
     for name in found.quantized:
-        if different(pretrained, finetuned, name):
-            entry = finetuned.entries.get(name) or pretrained.entries[name]
+        if found.different(name):
+            entry = found.finetuned.entries.get(name) or found.pretrained.entries[name]
             because = "it differs, and is part of quantized weights or an integer matrix"
             remedy = "dequantize both first, or --exclude all parts to copy them from FINETUNED"
             raise CommandError(f"{quoted(name)} ({entry.label}) cannot be moved", because, remedy)
@@ -47,35 +41,24 @@ def check_match(pretrained: Checkpoint, finetuned: Checkpoint, found: Match, hin
 
 def interpolation(alpha: float) -> Ratio:
     """For `W0 + alpha * (W - W0)`, as `tpgm_jax.interpolate` computes it."""
-    return lambda name, anchor, params: alpha
+    return lambda name, w, w0: alpha
 
 
 def projection(
     radius: float, norm: str, unit: str, tensors: Mapping[str, Tensor], pretrained: Checkpoint
 ) -> Ratio:
     """For a ball around the anchor. For the unit "anchor" it reads the anchor once more."""
-    radii: Mapping[str, np.ndarray]
-    radii = {name: np.full(t.radius_shape, radius, np.float64) for name, t in tensors.items()}
+    radii: Mapping[str, Any] = dict.fromkeys(tensors, radius)
     if unit == "anchor":
         sums = {name: anchor_sums(pretrained.read(name), t, norm) for name, t in tensors.items()}
-        radii = {name: radius * u for name, u in unit_sizes(sums, tensors, norm).items()}
-    return lambda name, anchor, params: projection_ratio(
-        params, anchor, tensors[name], radii[name], norm
-    )
+        radii = radii_in_norm(radius, sums, tensors, norm)
+    return lambda name, w, w0: projection_ratio(w, w0, tensors[name], radii[name], norm)
 
 
 def project(
-    pretrained: Checkpoint,
-    finetuned: Checkpoint,
-    found: Match,
-    movable: set[str],
-    ratio: Ratio,
-    target: Path,
-    progress: Progress,
+    found: Match, movable: set[str], ratio: Ratio, target: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Writes the new checkpoint to `target`.
-
-    The entries named in `movable` are moved by `ratio`, and the others are copied.
+    """Writes the new checkpoint to `target`: entries in `movable` moved by `ratio`, others copied.
 
     Returns:
         What `--json` prints: names of tensors, and notes. `changed` are the moved tensors that
@@ -98,15 +81,15 @@ def project(
         if name not in movable:
             copied[name] = reasons.get(name, f"nothing to move ({printable(entry.label)})")
             return None
-        anchor, params = pretrained.read(name), finetuned.read(name)
-        new, has_changed = move_tensor(params, anchor, ratio(name, anchor, params))
+        w, w0 = found.finetuned.read(name), found.pretrained.read(name)
+        new, has_changed, finite = move_tensor(w, w0, ratio(name, w, w0))
         moved.append(name)
         changed.extend([name] * has_changed)
-        not_finite.extend([name] * (not all_finite(new)))
+        not_finite.extend([name] * (not finite))
         return new
 
     return {
-        "notes": finetuned.save(target, replacement),
+        "notes": found.finetuned.save(target, replacement),
         "left_out": found.only_pretrained,
         "moved": moved,
         "changed": changed,

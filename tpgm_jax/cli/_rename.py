@@ -3,29 +3,15 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice, product
-
-import numpy as np
+from itertools import islice
 
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry
 from tpgm_jax.cli._errors import CommandError, plural, quoted
 
-
-class Renamed(Checkpoint):
-    """The pre-trained checkpoint, under the names of the fine-tuned one. Only for reading."""
-
-    def __init__(self, checkpoint: Checkpoint, originals: Mapping[str, str]):
-        self._checkpoint, self._originals = checkpoint, originals
-        entries = checkpoint.entries
-        super().__init__(
-            checkpoint.path, [entries[old]._replace(name=x) for x, old in originals.items()]
-        )
-
-    def read(self, name: str) -> np.ndarray:
-        return self._checkpoint.read(self._originals[name])
+Rule = tuple[str, Callable[[str], str]]  # its text and what it does
 
 
-def parse_rule(rule: str) -> tuple[str, Callable[[str], str]]:
+def parse_rule(rule: str) -> Rule:
     """`s/REGEX/REPLACEMENT/`, with `g` at the end to replace all matches, and its function."""
     try:
         separator = re.escape(rule[1:2])
@@ -42,18 +28,11 @@ def parse_rule(rule: str) -> tuple[str, Callable[[str], str]]:
         raise CommandError(what, str(error), remedy) from error
 
 
-def rename(
-    pretrained: Checkpoint,
-    finetuned: Checkpoint,
-    rules: Sequence[tuple[str, Callable[[str], str]]],
-) -> tuple[Checkpoint, int]:
+def rename(pretrained: Checkpoint, finetuned: Checkpoint, rules: Sequence[Rule]) -> int:
     """Applies `rules` to the names of both, and matches what is then equal.
 
-    Returns:
-        The pre-trained checkpoint under the names of the fine-tuned one, and how many names differ.
+    The entries of `pretrained` get the names of `finetuned`. Returns how many names differ.
     """
-    if not rules:
-        return pretrained, 0
     keys = {name: name for name in (*pretrained.entries, *finetuned.entries)}
     for rule, apply in rules:
         renamed = {name: apply(key) for name, key in keys.items()}
@@ -63,13 +42,13 @@ def rename(
             raise CommandError(f"--rename {rule!r} cannot be used", "it matches no name", remedy)
         keys = renamed
     new_names = _by_key(finetuned.entries, keys)
-    originals = {}
+    entries = {}
     for key, name in _by_key(pretrained.entries, keys).items():
         # Keep the own name if another tensor of FINETUNED has the new one.
         own = name if key in finetuned.entries else key
-        originals[new_names.get(key, own)] = name
-    count = sum(old != new for new, old in originals.items() if new in finetuned.entries)
-    return Renamed(pretrained, originals), count
+        entries[new_names.get(key, own)] = pretrained.entries[name]
+    pretrained.entries = entries
+    return sum(new != old.name for new, old in entries.items() if new in finetuned.entries)
 
 
 def _by_key(names: Iterable[str], keys: Mapping[str, str]) -> dict[str, str]:
@@ -90,38 +69,33 @@ def proposal(
     Only if it matches at least half of the names in one of the two, with equal shapes.
     """
     slashes = any("/" in x for x in lost) != any("/" in x for x in added)
-
-    def without_prefixes(names: Sequence[str], entries: Mapping[str, Entry]):
-        """The most frequent prefixes, with the rest of each name that has it, and its shape."""
-        counts = Counter(prefix for name in names for prefix in _prefixes(name))
-        return {
-            prefix: {
-                (_dotted(name[len(prefix) :], slashes), entries[name].shape)
-                for name in names
-                if name.startswith(prefix)
-            }
-            for prefix, _ in counts.most_common(6)
-        }
-
-    pairs = product(without_prefixes(lost, old).items(), without_prefixes(added, new).items())
-    counts = {(before, after): len(x & y) for (before, x), (after, y) in pairs}
+    # The rest of a name after its first levels, and the shape, to these levels.
+    prefixes: dict[tuple[str, tuple[int, ...]], str | None] = {}
+    for name in lost:
+        for prefix, rest in _splits(name, slashes):
+            key = rest, old[name].shape
+            prefixes[key] = None if key in prefixes else prefix  # ambiguous
+    counts: Counter[tuple[str, str]] = Counter()
+    for name in added:
+        for prefix, rest in _splits(name, slashes):
+            before = prefixes.get((rest, new[name].shape))
+            if before is not None:
+                counts[before, prefix] += 1
     # Of equal counts, the shortest prefixes.
-    prefixes = max(counts, key=lambda pair: (counts[pair], -len("".join(pair))), default=("", ""))
-    count = counts.get(prefixes, 0)
-    few = count == 0 or 2 * count < min(len(lost), len(added))
+    pair = max(counts, key=lambda pair: (counts[pair], -len("".join(pair))), default=("", ""))
+    count = counts[pair]
     # Names come from untrusted files, and the proposal may be pasted into a shell.
-    if few or not re.fullmatch(r"[\w./-]*", "".join(prefixes)):
+    safe = re.fullmatch(r"[\w./-]*", "".join(pair))
+    if not count or 2 * count < min(len(lost), len(added)) or not safe:
         return ""
-    escaped = [re.escape(_dotted(x, slashes)).replace("/", r"\/") for x in prefixes if x]
+    escaped = [re.escape(x).replace("/", r"\/") for x in pair if x]
     rules = [r"s/\//./g"] * slashes + [f"s/^{x}//" for x in dict.fromkeys(escaped)]
     options = " ".join(f"--rename '{rule}'" for rule in rules)
     return f"{plural(count, 'name')} of both would match with {options}"
 
 
-def _prefixes(name: str) -> list[str]:
-    """Nothing, and the first one to three levels of a name."""
-    return ["", *(name[: x.end()] for x in islice(re.finditer("[./]", name), 3))]
-
-
-def _dotted(name: str, slashes: bool) -> str:
-    return name.replace("/", ".") if slashes else name
+def _splits(name: str, slashes: bool) -> list[tuple[str, str]]:
+    """Nothing and the whole name, and the first one to three levels and the rest."""
+    name = name.replace("/", ".") if slashes else name
+    ends = [0, *(x.end() for x in islice(re.finditer("[./]", name), 3))]
+    return [(name[:end], name[end:]) for end in ends]

@@ -1,5 +1,6 @@
-"""Selection of the tensors to measure, and the axes of their rows."""
+"""The axes of the tensors to measure."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 import jax
@@ -30,16 +31,8 @@ def _numbers(text: str) -> tuple[int, ...]:
     return () if text == "none" else tuple(int(axis) for axis in text.split("+"))
 
 
-def excluded_names(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
-    """The names that a pattern of `--exclude` matches in full."""
-    try:
-        return set().union(*(match_pattern(pattern, names, "--exclude") for pattern in patterns))
-    except ValueError as error:
-        raise CommandError(str(error)) from error
-
-
 def tensors(
-    entries: Mapping[str, Entry], measured: Collection[str], axes: Sequence[tuple[str, Axes]] = ()
+    entries: Mapping[str, Entry], measured: Collection[str], axes: Sequence[tuple[str, Axes]]
 ) -> dict[str, Tensor]:
     """The tensors named in `measured`, with their rows and layers.
 
@@ -77,13 +70,10 @@ def _flax_names(names: Sequence[str]) -> dict[str, str]:
 
     A box, such as an NNX variable or linen's `Partitioned`, is a level whose only child is `value`.
     """
-    aliases = {name: name if "/" in name else name.replace(".", "/") for name in names}
-    paths = sorted(aliases.values())
-    boxed = set()
-    for before, path, after in zip(["", *paths], paths, [*paths[1:], ""], strict=False):
-        box = path.removesuffix("value")
-        # Names below the same level are neighbours.
-        if path.endswith("/value") and not (before.startswith(box) or after.startswith(box)):
-            boxed.add(path)
-    short = {x: p.removesuffix("/value") if p in boxed else p for x, p in aliases.items()}
-    return short if len(set(short.values())) == len(short) else {name: name for name in names}
+    paths = [name if "/" in name else name.replace(".", "/") for name in names]
+    children = Counter(path.rpartition("/")[0] for path in paths)
+    for i, path in enumerate(paths):
+        above, _, leaf = path.rpartition("/")
+        if above and leaf == "value" and children[above] == 1:
+            paths[i] = above
+    return dict(zip(names, paths if len(set(paths)) == len(paths) else names, strict=True))

@@ -1,4 +1,4 @@
-"""Safetensors, in one file or in the shards of a Hugging Face folder.
+"""Safetensors: a file, or a Hugging Face folder with one file or with shards and their index.
 
 The library checks each header: it must fit in the file, and its ranges must cover the rest of the
 file without gaps or overlaps and match shapes and dtypes. The bytes are then read at these ranges,
@@ -8,15 +8,17 @@ tensors.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tpgm_jax.cli._checkpoint import MOST_ENTRIES, Checkpoint, Entry, Replacement
-from tpgm_jax.cli._errors import import_optional, reading, unreadable
+from tpgm_jax.cli._errors import import_optional, printable, quoted, reading, unreadable
 
+INDEX = ".safetensors.index.json"
 KIND = "safetensors"
 # NumPy's names of the dtypes. NumPy has no dtypes of less than 8 bits, such as F4.
 _NAMES = {
@@ -27,64 +29,126 @@ _NAMES = {
     **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"},
     **{"F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz"},
 }
+# No index and no configuration is larger: the largest models have about 10^5 tensors.
+_LARGEST_SMALL_FILE = 2**26
+# Files that hold weights. Only the safetensors are written anew; the others are not copied.
+_WEIGHTS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".npz", ".ot", ".onnx"),
+    *(".gguf", ".ggml", ".tflite", ".pkl", ".onnx_data", ".data", ".mlmodel"),
+)
 
 
 class Safetensors(Checkpoint):
-    """One or more safetensors files; `path` is the path to show."""
+    """One or more safetensors files.
+
+    Args:
+        path: the path to show.
+        weights: a safetensors file, or an index.
+        folder: whether a copy is a folder, with the small files beside the weights.
+    """
 
     kind = KIND
 
-    def __init__(self, path: Path, files: Sequence[Path]):
-        # The entries of each file, in its order; and where their bytes are.
-        self.files: dict[Path, list[Entry]] = {file: [] for file in files}
-        self._starts: dict[str, tuple[Path, int]] = {}
-        super().__init__(path, self._entries())
+    def __init__(self, path: Path, weights: Path, folder: bool):
+        self._weights, self._folder = weights, folder
+        if not weights.name.endswith(INDEX):
+            super().__init__(path, _entries(weights))
+            return
+        with reading(weights, "an index of safetensors"):
+            shards = _read_index(weights)
+            files = [weights.parent / name for name in dict.fromkeys(shards.values())]
+            super().__init__(path, chain.from_iterable(map(_entries, files)))
+            found = {name: entry.source[0].name for name, entry in self.entries.items()}
+            for name, shard in sorted(found.items() ^ shards.items())[:1]:
+                raise ValueError(f"it and the shards disagree about {name!r} in {shard!r}")
 
-    def _entries(self) -> Iterator[Entry]:
-        for file, entries in self.files.items():
-            start, tensors = _read_header(file)
-            for name, tensor in tensors:
-                begin, end = tensor["data_offsets"]
-                label = _NAMES.get(tensor["dtype"]) or tensor["dtype"]
-                entry = Entry(name, tuple(tensor["shape"]), label, end - begin)
-                self._starts[name] = (file, start + begin)
-                entries.append(entry)
-                yield entry
-
-    def read(self, name: str) -> np.ndarray:
-        (file, start), entry = self._starts[name], self.entries[name]
+    def _read(self, entry: Entry) -> np.ndarray:
+        file, start = entry.source
         data = np.fromfile(file, np.uint8, entry.size, offset=start)
         if data.size < entry.size:
-            remedy = "run this again when no other program writes to it"
-            raise unreadable(file, "it became shorter meanwhile", remedy)
-        return data if entry.dtype is None else data.view(entry.dtype).reshape(entry.shape)
+            raise ValueError("another program made it shorter meanwhile")
+        return entry.array(data)
 
     def save(self, target: Path, replacement: Replacement) -> list[str]:
-        (file,) = self.files
-        self.write(file, target, replacement)
-        return []
+        if self._folder:
+            target.mkdir()
+        for file, entries in groupby(self.entries.values(), lambda entry: entry.source[0]):
+            self._write(file, target / file.name if self._folder else target, entries, replacement)
+        return _copy_rest(self._weights, target) if self._folder else []
 
-    def write(self, file: Path, target: Path, replacement: Replacement) -> None:
-        """Writes a copy of one of the files."""
+    def _write(
+        self, file: Path, target: Path, entries: Iterable[Entry], replacement: Replacement
+    ) -> None:
         with file.open("rb") as old, target.open("xb") as out:
             length = old.read(8)
             out.write(length + old.read(int.from_bytes(length, "little")))
-            for entry in self.files[file]:
+            for entry in entries:
                 new = replacement(entry)
                 new = self.read(entry.name) if new is None else new
                 out.write(np.ascontiguousarray(new).reshape(-1).view(np.uint8).data)
                 del new  # before the next one is read
 
 
-def _read_header(path: Path) -> tuple[int, list[tuple[str, Any]]]:
-    """Where the data start, and the name and description of each tensor, in their order there."""
+def _entries(file: Path) -> Iterator[Entry]:
+    """The tensors of a file, in the order of their bytes."""
     safetensors = import_optional("safetensors")
-    with reading(path, KIND):
-        with safetensors.safe_open(path, framework="numpy") as checked:
+    with reading(file, KIND):
+        with safetensors.safe_open(file, framework="numpy") as checked:
             if len(checked.offset_keys()) > MOST_ENTRIES:
                 raise ValueError(f"it has more than {MOST_ENTRIES} tensors")
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(length))
         header.pop("__metadata__", None)
-        return 8 + length, sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+        for name, tensor in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            start, end = tensor["data_offsets"]
+            label = _NAMES.get(tensor["dtype"]) or tensor["dtype"]
+            source = file, 8 + length + start
+            yield Entry(name, tuple(tensor["shape"]), label, end - start, source)
+
+
+def find_weights(folder: Path) -> Path | None:
+    """The index or the only safetensors file of a folder; `None` if it has no safetensors."""
+    for pattern in (f"model{INDEX}", f"*{INDEX}", "model.safetensors", "*.safetensors"):
+        files = sorted(file for file in folder.glob(pattern) if file.is_file())
+        if len(files) == 1:
+            return files[0]
+        if files:
+            because = "it contains several safetensors files without an index"
+            names = ", ".join(quoted(x.name) for x in files[:10])
+            raise unreadable(folder, because, f"name one of {names}")
+    return None
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Name of a tensor to name of its shard."""
+    if path.stat().st_size > _LARGEST_SMALL_FILE:
+        raise ValueError(f"it has more than {_LARGEST_SMALL_FILE} bytes")
+    shards = json.loads(path.read_bytes())["weight_map"]
+    if not isinstance(shards, dict) or not shards:
+        raise ValueError("its weight_map is no map of names")
+    for name in set(shards.values()):
+        # A name, not a path: it must not lead out of the folder.
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{name!r} is not the name of a file beside it")
+        if not (path.parent / name).is_file():
+            raise ValueError(f"its shard {name!r} is missing")
+    return shards
+
+
+def _copy_rest(weights: Path, target: Path) -> list[str]:
+    """Copies the small files beside the weights, such as the configuration and the tokenizer."""
+    left = []
+    for file in sorted(weights.parent.rglob("*")):
+        name = file.relative_to(weights.parent)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if hidden or not file.is_file() or (target / name).exists():
+            continue
+        other_index = file.name.endswith(".index.json") and file != weights
+        large = file.stat().st_size > _LARGEST_SMALL_FILE
+        if other_index or large or file.suffix in _WEIGHTS:
+            left.append(str(name))
+        else:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / name)
+    return [f"not copied: {printable(', '.join(left))}"] if left else []
