@@ -22,6 +22,7 @@ import numpy as np
 import optax
 
 from tpgm_jax._core.ball import EPSILON, wide_dtype
+from tpgm_jax._core.names import Nothing
 from tpgm_jax._core.placement import to_device, to_memory_of
 from tpgm_jax._core.problem import Problem
 from tpgm_jax._core.spec import Spec
@@ -105,9 +106,14 @@ def store_displacement(problem: Problem, stored: optax.Params, c: list[jax.Array
     return problem.spec.layout.replace(stored, new)
 
 
-def initial_anchor_norms(fields: dict[str, Any], params: optax.Params) -> Any:
+def initial_anchor_norms(fields: dict[str, Any], params: optax.Params, row_norms: Any) -> Any:
     """The field `anchor_norms` of a new state, from the stored anchor or else from `params`."""
     spec: Spec = fields["spec"]
+    # `optax.tree.map_params` needs a prefix of other states from a tree without leaves.
+    if not spec.layout.leaves:
+        return row_norms
+    if spec.memory == "full":
+        return jax.tree.map(lambda _: Nothing(), row_norms)
     measured = fields["anchor"] if spec.anchor_source == "init" else params
     return anchor_norms(spec, spec.layout.constrained(measured))
 
@@ -119,9 +125,6 @@ def anchor_norms(spec: Spec, anchor: list[Any]) -> Any:
         spec: with the layout, the norm and the source of the anchor.
         anchor: the constrained leaves.
     """
-    # `optax.tree.map_params` needs a prefix of other states from a tree without leaves.
-    if not spec.layout.leaves:
-        return jnp.zeros(0)
 
     def compute(leaves: list[Any]) -> tuple[jax.Array, ...]:
         w0 = [jnp.asarray(x) for x in leaves]
