@@ -149,6 +149,7 @@ class OlderState(NamedTuple):
     anchor: Any
     radii: Any
     row_norms: Any
+    anchor_norms: Any
     radius_state: Any
     unit_size: Any
     displacement: Any

@@ -147,6 +147,42 @@ def test_weights_changed_between_steps_are_not_mistaken_for_lifted_rows():
     )
 
 
+def reference_norms(x, norm):
+    """Norms of the rows of a kernel, in NumPy and float64."""
+    x = np.asarray(x, np.float64)
+    return np.abs(x).sum(axis=0) if norm == "mars" else np.sqrt(np.square(x).sum())
+
+
+@each_norm
+@pytest.mark.parametrize("initial_radius", [1e-8, 0.05])  # below the floor, and above it
+def test_the_state_knows_how_far_rows_are_from_the_anchor(norm, initial_radius):
+    anchor = random_tree({"kernel": (20, 7)}, 0)
+    tx: Any = tpgm_jax.ftp(
+        optax.adam(1e-2), memory="compact", norm=norm, initial_radius=initial_radius
+    )
+    step, state, params = make_step(tx), tx.init(anchor), anchor
+    for t in range(5):
+        params, state = step(params, state, random_tree({"kernel": (20, 7)}, t + 1))
+        (size,), (n,) = ([np.ravel(x) for x in f] for f in (state.anchor_norms, state.row_norms))
+        np.testing.assert_allclose(size, reference_norms(anchor["kernel"], norm), rtol=1e-6)
+        expected = np.minimum(n, np.maximum(float(state.radii[0]), 256 * 2.0**-23 * size))
+        actual = reference_norms(np.float64(params["kernel"]) - np.float64(anchor["kernel"]), norm)
+        # Weights up to 2 are rounded by 2^-24 of that: 20 of them by up to 2.4e-6.
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=2.4e-6)
+
+
+@pytest.mark.parametrize("source", ["init", "argument", "zero"])
+def test_set_anchor_measures_the_rows_of_the_new_anchor(source):
+    params = {"kernel": jnp.full((4, 3), 2.0)}
+    tx: Any = tpgm_jax.ftp(optax.sgd(1.0), memory="compact", anchor=source)
+    state = tx.init(params)
+    scale = 0 if source == "zero" else 1
+    np.testing.assert_array_equal(state.anchor_norms[0], np.full((1, 1, 3), scale * 8.0))
+    new = {"kernel": jnp.tile(jnp.array([1.0, -5.0, 0.0]), (4, 1))}
+    state = tpgm_jax.set_anchor(state, new)
+    np.testing.assert_array_equal(state.anchor_norms[0], scale * np.array([[[4.0, 20.0, 0.0]]]))
+
+
 def test_the_first_step_starts_from_the_weights_even_away_from_the_anchor():
     anchor, params = {"kernel": jnp.ones((4, 3))}, {"kernel": jnp.full((4, 3), 1.5)}
     tx = tpgm_jax.ftp(optax.sgd(1.0), memory="compact", anchor="argument", initial_radius=9.0)
@@ -162,7 +198,8 @@ def test_the_state_adds_one_anchor_to_the_base_optimizer_state():
         return sum(x.nbytes for x in jax.tree.leaves(tx.init(params)))
 
     base, one = size(optax.adam(1e-3)), params["kernel"].nbytes
-    small = 100 + 400 * 4  # radii, their Adam, counters and fingerprint; and the norms of 400 rows
+    # Radii, their Adam, counters and fingerprint; and two norms of 400 rows.
+    small = 100 + 2 * 400 * 4
     assert size(tpgm_jax.ftp(optax.adam(1e-3), memory="compact")) - base - one < small
     without = tpgm_jax.ftp(optax.adam(1e-3), memory="compact", anchor="argument")
     assert size(without) - base < small

@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from tpgm_jax._core.axes import Tensor
-from tpgm_jax._core.ball import EPSILON, norms, wide_dtype
+from tpgm_jax._core.ball import EPSILON, wide_dtype
+from tpgm_jax._core.names import Nothing
 from tpgm_jax._core.placement import to_device, to_memory_of
 from tpgm_jax._core.problem import Problem
-from tpgm_jax._core.stacks import reshard_like, stack, unstack
+from tpgm_jax._core.spec import Spec
+from tpgm_jax._core.stacks import reshard_like, unstack
 
 
 class Previous(NamedTuple):
@@ -35,13 +37,11 @@ class Previous(NamedTuple):
             row.
         n: stacks of the norms of `c`, positive.
         d: `W - W0` of each leaf; "compact": without the effect of floors.
-        floor: stacks of the smallest norms of rows; "full": 0.
     """
 
     c: list[jax.Array]
     n: list[jax.Array]
     d: list[jax.Array]
-    floor: list[jax.Array]
 
 
 def stored_displacement(
@@ -51,29 +51,37 @@ def stored_displacement(
     leaves = [jnp.asarray(to_device(x)) for x in problem.spec.layout.constrained(stored)]
     c = [x.astype(wide_dtype(x)) for x in leaves]
     n = [x + EPSILON for x in row_norms]
-    floors = problem.spread(jnp.zeros(problem.spec.layout.groups, problem.radii_dtype))
-    return Previous(c, n, problem.displacements(), floors)
+    return Previous(c, n, problem.displacements())
 
 
-def recover_displacement(problem: Problem, radii: list[jax.Array], first: jax.Array) -> Previous:
+def recover_displacement(
+    problem: Problem,
+    radii: list[jax.Array],
+    row_norms: Sequence[jax.Array],
+    floors: list[jax.Array],
+) -> Previous:
     """The previous projection, from the parameters.
+
+    It ended at `W - W0 = (s / n) c` with `s = min(n, max(r, floor))`, so `c / n = (W - W0) / s`.
+    Without the floor it would have ended at `min(1, r / s) (W - W0)`.
+
+    `s` comes from the state. To sum `|W - W0|` again would take another pass over parameters and
+    anchor, and XLA would write their difference to memory on the way.
 
     Args:
         problem: this step's parameters and anchor.
         radii: stacks of the radii of the previous projection.
-        first: whether there was no previous projection.
+        row_norms: stacks of its `N(c)`; 0 if there was none.
+        floors: stacks of the smallest norms of rows.
     """
-    c, spec = problem.displacements(), problem.spec
-    # The slope of a row that has not moved is 0, so any divisor will do.
-    n = [jnp.where(size > 0, size, 1.0) for size in problem.norms(c)]
-    leaves = zip(problem.w, problem.w0, spec.layout.tensors, strict=True)
-    floors = stack([row_floors(*leaf, spec.norm) for leaf in leaves], problem.kinds)
-    ratios = []
-    for size, floor, r in zip(n, floors, radii, strict=True):
-        lifted = ~first & (r < floor)
-        ratios.append(jnp.where(lifted, jnp.minimum(1.0, r / size), 1.0))
+    c, sizes, ratios = problem.displacements(), [], []
+    for n, r, floor in zip(row_norms, radii, floors, strict=True):
+        s = jnp.minimum(n, jnp.maximum(r, floor))
+        # The slope of a row that has not moved is 0, so any divisor will do.
+        sizes.append(jnp.where(s > 0, s, 1.0))
+        ratios.append(jnp.where(r < s, r / sizes[-1], 1.0))
     d = [ratio * x for ratio, x in zip(unstack(ratios, problem.kinds), c, strict=True)]
-    return Previous(c, n, d, floors)
+    return Previous(c, sizes, d)
 
 
 def norms_after_skip(problem: Problem, row_norms: Any, radii: jax.Array) -> Any:
@@ -98,12 +106,55 @@ def store_displacement(problem: Problem, stored: optax.Params, c: list[jax.Array
     return problem.spec.layout.replace(stored, new)
 
 
-def row_floors(w: jax.Array, w0: jax.Array, tensor: Tensor, norm: str) -> jax.Array:
-    """The smallest norms of the rows of a leaf, shaped like its norms."""
-    eps = float(jnp.finfo(w.dtype).eps)
+def initial_anchor_norms(fields: dict[str, Any], params: optax.Params, row_norms: Any) -> Any:
+    """The field `anchor_norms` of a new state, from the stored anchor or else from `params`."""
+    spec: Spec = fields["spec"]
+    # `optax.tree.map_params` needs a prefix of other states from a tree without leaves.
+    if not spec.layout.leaves:
+        return row_norms
+    if spec.memory == "full":
+        return jax.tree.map(lambda _: Nothing(), row_norms)
+    measured = fields["anchor"] if spec.anchor_source == "init" else params
+    return anchor_norms(spec, spec.layout.constrained(measured))
+
+
+def anchor_norms(spec: Spec, anchor: list[Any]) -> Any:
+    """Stacks of `N(W0)`, from which floors follow.
+
+    Args:
+        spec: with the layout, the norm and the source of the anchor.
+        anchor: the constrained leaves.
+    """
+
+    def compute(leaves: list[Any]) -> tuple[jax.Array, ...]:
+        w0 = [jnp.asarray(x) for x in leaves]
+        w0 = [jnp.zeros_like(x) for x in w0] if spec.anchor_source == "zero" else w0
+        problem = Problem(spec, w0, w0, w0, w0, w0)
+        return tuple(problem.norms([x.astype(wide_dtype(x)) for x in w0]))
+
+    abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in anchor)
+    return jax.eval_shape(compute, anchor) if abstract else compute(anchor)
+
+
+def row_floors(problem: Problem, norms: Sequence[jax.Array]) -> list[jax.Array]:
+    """Stacks of the smallest norms of rows, from stacks of `N(W0)`."""
+    floors = []
+    for n, kind in zip(norms, problem.kinds, strict=bool(problem.kinds)):
+        leaves = [problem.w[i] for i in kind.members]
+        n = limit_floor(n).astype(wide_dtype(leaves[0]))
+        # Leaves of one kind may differ in dtype, as float32 and bfloat16 do.
+        margins = np.array([floor_margin(x.dtype) for x in leaves], n.dtype)
+        floors.append(n * margins.reshape(-1, *[1] * (n.ndim - 1)))
+    return floors
+
+
+def limit_floor(n: jax.Array) -> jax.Array:
+    """`n`, or 0 for a row with an infinity, which has the largest norm and no floor."""
+    return jnp.where(n < jnp.finfo(n.dtype).max, n, 0)
+
+
+def floor_margin(dtype: jnp.dtype) -> float:
+    """The smallest norm of a row, as a share of its norm in the anchor."""
+    eps = float(jnp.finfo(dtype).eps)
     # 2^-15 of a row's own size in float32. Half precision has no bits to spare.
-    margin = eps if jnp.finfo(w.dtype).bits < 32 else 256 * eps
-    n = norms(w0.astype(wide_dtype(w)), tensor, norm)
-    # A row with an infinity has the largest norm, and no floor. (To leave the infinity out of the
-    # sum instead makes XLA store a copy of the anchor.)
-    return jnp.where(n < jnp.finfo(n.dtype).max, n, 0) * margin
+    return eps if jnp.finfo(dtype).bits < 32 else 256 * eps

@@ -14,6 +14,7 @@ from tpgm_jax._core.anchor import (
     match_leaves,
     replace_stored,
 )
+from tpgm_jax._core.displacement import anchor_norms
 from tpgm_jax._core.names import Nothing, is_nothing
 from tpgm_jax._core.placement import copy_like, to_device, to_host, to_memory_of
 from tpgm_jax._core.spec import check_fingerprint
@@ -81,7 +82,12 @@ def set_anchor(
                 state.importance, importance, layout, "`importance`", check_importance
             )
         if not is_nothing(getattr(state, "unit_size", Nothing())):
-            changes["unit_size"] = _unit_size(state, changes["anchor"], params)
+            measured = _measured(state, changes["anchor"], params)
+            dtype = jnp.result_type(*jax.tree.leaves(state.unit_size))
+            changes["unit_size"] = _copy(unit_sizes(measured, state.spec, dtype), state.unit_size)
+        if jax.tree.leaves(getattr(state, "anchor_norms", ())):
+            new = anchor_norms(state.spec, _measured(state, changes["anchor"], params))
+            changes["anchor_norms"] = _copy(new, state.anchor_norms)
         if reset:
             # At step 0 the next update starts the radii and their optimizer anew.
             names = ("step", "radii", "row_norms", "displacement")
@@ -132,16 +138,18 @@ def _has_importance(state: Any) -> bool:
     return bool(jax.tree.leaves(getattr(state, "importance", None)))
 
 
-def _unit_size(state: Any, stored: optax.Params, params: optax.Params) -> Any:
-    """The size of the new anchor: of the copy in the state, or of `params` if there is none."""
+def _measured(state: Any, stored: optax.Params, params: optax.Params) -> list[Any]:
+    """The constrained leaves of the new anchor: of the copy in the state, or of `params`."""
     layout = state.spec.layout
     if state.spec.anchor_source == "init":
-        leaves = [to_device(x) for x in layout.constrained(stored)]
-    else:
-        leaves = match_leaves(params, layout, "`params`")
-    (old,), treedef = jax.tree.flatten(state.unit_size)
-    new = unit_sizes(leaves, state.spec, jnp.result_type(old))
-    return treedef.unflatten([copy_like(old, new)])
+        return [to_device(x) for x in layout.constrained(stored)]
+    return match_leaves(params, layout, "`params`")
+
+
+def _copy(new: Any, old: Any) -> Any:
+    """The arrays `new` in the containers of `old`, which may be those of another library."""
+    arrays, treedef = jax.tree.flatten(old)
+    return treedef.unflatten(map(copy_like, arrays, jax.tree.leaves(new)))
 
 
 def _zeros(array: Any) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tpgm_jax._core.axes import Tensor
 from tpgm_jax._core.ball import displacement, norms
-from tpgm_jax._core.displacement import row_floors
+from tpgm_jax._core.displacement import floor_margin, limit_floor
 from tpgm_jax._core.placement import to_device
 from tpgm_jax._core.spec import Spec
 from tpgm_jax._core.stacks import make_kinds
@@ -103,7 +103,8 @@ def _program(out_sharding: Any, tensor: Tensor, norm: str, memory: str) -> Any:
         w0 = jnp.zeros_like(w) if w0 is None else jnp.asarray(to_device(w0))
         d = displacement(w, w0)
         n = norms(d, tensor, norm)
-        floors = row_floors(w, w0, tensor, norm) if memory == "compact" else jnp.zeros_like(n)
+        margin = floor_margin(w.dtype) if memory == "compact" else 0.0
+        floors = limit_floor(norms(w0.astype(d.dtype), tensor, norm)) * margin
         rows = [n, norms(w.astype(d.dtype), tensor, norm), floors]
         axes = (*tensor.inputs, *tensor.rows)
         columns = [jnp.max(x, axis=axes) for x in rows]

@@ -35,6 +35,7 @@ class FTPState(NamedTuple):
         radii: `[G]`, one for each group, in units of `norm`; zeros until the first update.
         row_norms: `N(c)`, how far each row would have gone from its anchor in the last step, before
             the projection. One array `[k, ...]` for each kind of `k` equal leaves.
+        anchor_norms: `N(W0)` of each row, like `row_norms`; placeholders with `memory="full"`.
         radius_state: state of the optimizer of `radii`.
         unit_size: `[G]`, the size of the anchor, the unit of the radius optimizer; a placeholder
             for `unit="norm"`.
@@ -54,6 +55,7 @@ class FTPState(NamedTuple):
     anchor: optax.Params
     radii: jax.Array
     row_norms: tuple[jax.Array, ...]
+    anchor_norms: tuple[jax.Array, ...]
     radius_state: optax.OptState
     unit_size: jax.Array | Nothing
     displacement: optax.Params
@@ -125,10 +127,10 @@ def ftp(
             `jax.jit`; inside, where it cannot be checked, it counts as the nearest bound.
         initial_radius: radius at the first step, in `unit`. Positive.
         memory: "full" stores `c` in the state, an array as large as the parameters. "compact"
-            recovers it from the parameters, because `c_{t-1} / n_{t-1}` is
-            `(W - W0) / N(W - W0)`. To keep the direction above rounding error, rows then stay at
-            least `256 * eps * N(W0)` (in half precision `eps * N(W0)`) from their anchor. This
-            floor affects neither the radii nor the next step.
+            recovers it from the parameters, because `W - W0` is `s c / n` with
+            `s = min(n, max(r, floor))` after a projection. To keep the direction above rounding
+            error, rows stay at least `floor = 256 * eps * N(W0)` (in half precision
+            `eps * N(W0)`) from their anchor. Floors affect neither the radii nor the next step.
         radius_optimizer: any optax transformation; it updates the vector of radii by `h`.
             Default `optax.adam(1e-2)`, a step in `unit`.
         norm: "mars", the L1 norm of each row, where all rows of a tensor share one radius; or
@@ -149,8 +151,8 @@ def ftp(
             tensor stacks layers.
         anchor: where `W0` comes from. "init": the parameters that `init` sees, copied.
             "argument": the keyword `anchor` of each `update`, for those who hold the pre-trained
-            model anyway; hand `init` the pre-trained parameters too if `unit="anchor"`. "zero":
-            zeros, for adapters. The latter two store no anchor.
+            model anyway; hand `init` the pre-trained parameters too if `unit="anchor"` or
+            `memory="compact"`. "zero": zeros, for adapters. The latter two store no anchor.
         anchor_dtype: dtype of the copy that "init" stores; by default the dtype of the parameters.
             `jnp.bfloat16` halves its memory, and is exact for weights that were published in
             it. Other weights are rounded, each by up to 2^-8 of its size, and distances are
@@ -193,12 +195,14 @@ def ftp(
     def init_fn(params: optax.Params) -> FTPState:
         fields = initial_fields(options, params)
         checks.number_at(k, fields["step"], "k", largest=1)
-        layout = fields["spec"].layout
+        layout, learned = fields["spec"].layout, initial_radii(fields, params, radius_base)
+        norms = _displacement.initial_anchor_norms(fields, params, learned["row_norms"])
         return FTPState(
             base_state=checks.init_base(base, params, "ftp"),
             displacement=zeros_like(params, layout) if full else empty_like(params),
+            anchor_norms=norms,
             **fields,
-            **initial_radii(fields, params, radius_base),
+            **learned,
         )
 
     def update_fn(
@@ -208,19 +212,20 @@ def ftp(
         first, unit_size = state.step == 0, p.unit_size(state)
 
         # c_{t-1} and n_{t-1}
-        if full:
-            previous = _displacement.stored_displacement(p, state.displacement, state.row_norms)
+        norms = state.row_norms
+        floors = None if full else _displacement.row_floors(p, state.anchor_norms)
+        if floors is None:
+            previous = _displacement.stored_displacement(p, state.displacement, norms)
         else:
-            previous = _displacement.recover_displacement(p, p.spread(state.radii), first)
+            spread = p.spread(state.radii)
+            previous = _displacement.recover_displacement(p, spread, norms, floors)
 
         # h = d/dr <g, W0 + (r / n_{t-1}) c_{t-1}>
         h = p.gather(hyper_gradient(p, previous))
 
         # A product with NaN or infinity is never finite, so `h` covers the gradients in it, and
-        # only excluded leaves need a pass. Floors are included so that devices sum both at once.
-        floors = p.gather(p.reduce_rows(jnp.sum, previous.floor))
-        excluded = p.spec.layout.unconstrained(updates)
-        finite = all_finite([jnp.concatenate([h, floors]), *excluded])
+        # only excluded leaves need a pass.
+        finite = all_finite([h, *p.spec.layout.unconstrained(updates)])
 
         # u = base(g). Everything below waits for `finite`, and so for the last use of the old
         # displacement: XLA then overwrites it with the new one instead of copying both (on CPU, a
@@ -253,11 +258,12 @@ def ftp(
         # W' = W0 + min(1, r / n_t) c_t. The upper clip is left out, because a larger radius has the
         # same projection, and because every leaf would wait for the norms of all. A skipped step
         # stores its displacement `W - W0` too, because to restore the old one takes another pass.
-        pairs = zip(p.spread(r), previous.floor, strict=True)
-        new = p.project(c, sizes, [jnp.maximum(*pair) for pair in pairs])
-        stored, kept = state.displacement, state.row_norms
-        if full:
-            kept = _displacement.norms_after_skip(p, kept, state.radii)
+        ends = p.spread(r)
+        if floors is not None:
+            ends = [jnp.maximum(*pair) for pair in zip(ends, floors, strict=True)]
+        new = p.project(c, sizes, ends)
+        stored = state.displacement
+        kept = _displacement.norms_after_skip(p, norms, state.radii) if full else norms
         return p.spec.layout.replace(base_updates, zero_unless(finite, new)), state._replace(
             step=jnp.where(finite, optax.safe_increment(state.step), state.step),
             spec=p.spec,
@@ -285,11 +291,7 @@ def hyper_gradient(problem: Problem, previous: _displacement.Previous) -> list[j
     """
     # The products are summed first, because they are as large as the parameters.
     g = [x.astype(c.dtype) for x, c in zip(problem.g, previous.c, strict=True)]
-    if problem.spec.memory == "full":  # norms are in the state, so this is one sum for each leaf
-        slopes = problem.scaled_products(g, previous.c, previous.n)
-    else:  # norms are computed in the same pass
-        products = problem.inner_products(g, previous.c)
-        slopes = [x / n for x, n in zip(products, previous.n, strict=True)]
+    slopes = problem.scaled_products(g, previous.c, previous.n)
 
     def linear_loss(r: list[jax.Array]) -> jax.Array:
         terms = [jnp.sum(x * slope) for x, slope in zip(r, slopes, strict=True)]
