@@ -90,6 +90,7 @@ def proposal(
     Only if it matches at least half of the names in one of the two, with equal shapes.
     """
     slashes = any("/" in x for x in lost) != any("/" in x for x in added)
+    slashes = slashes and any("." in x for x in (*lost, *added))
 
     def without_prefixes(names: Sequence[str], entries: Mapping[str, Entry]):
         """The most frequent prefixes, with the rest of each name that has it, and its shape."""

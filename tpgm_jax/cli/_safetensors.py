@@ -18,6 +18,7 @@ from tpgm_jax.cli._checkpoint import MOST_ENTRIES, Checkpoint, Entry, Replacemen
 from tpgm_jax.cli._errors import import_optional, reading, unreadable
 
 KIND = "safetensors"
+GIT_LFS = b"version https://git-lfs"  # how a file begins that `git clone` left to be fetched
 # NumPy's names of the dtypes. NumPy has no dtypes of less than 8 bits, such as F4.
 _NAMES = {
     **{"BOOL": "bool", "BF16": "bfloat16", "C64": "complex64"},
@@ -79,6 +80,9 @@ class Safetensors(Checkpoint):
 def _read_header(path: Path) -> tuple[int, list[tuple[str, Any]]]:
     """Where the data start, and the name and description of each tensor, in their order there."""
     safetensors = import_optional("safetensors")
+    with path.open("rb") as file:
+        if file.read(len(GIT_LFS)) == GIT_LFS:
+            raise unreadable(path, "it is a Git LFS pointer, not the file", "run `git lfs pull`")
     with reading(path, KIND):
         with safetensors.safe_open(path, framework="numpy") as checked:
             if len(checked.offset_keys()) > MOST_ENTRIES:

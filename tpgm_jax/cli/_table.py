@@ -62,12 +62,12 @@ def _verdict(result: Result) -> list[str]:
         lines = [f"farthest: {name}, relative {relative:.3g}"] if name else []
     else:
         lines = [f"{judged}; farthest: {name}, {relative:.3g}" if name else judged]
-    lines = [
+    sums = (
         f"{plural(totals['tensors'], 'tensor')} of {totals['parameters']:,} parameters: "
         f"l2 {totals['l2']:.3g}, relative {totals['relative']:.3g}, "
-        f"largest mars {totals['mars_largest']:.3g}",
-        *lines,
-    ]
+        f"largest mars {totals['mars_largest']:.3g}"
+    )
+    lines = [sums if result["tensors"] else "no tensor of both was measured", *lines]
     different = sum(not x["same"] for x in result["not_measured"])
     if result["not_measured"]:
         lines[-1] += f"; not measured: {plural(len(result['not_measured']), 'tensor')}"
