@@ -19,7 +19,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
@@ -39,12 +38,11 @@ from benchmarks.activity_table import (
 )
 from benchmarks.compact_memory import ConvNet, ViT
 from benchmarks.recording import machine, write
-from docs.figures.draw import INKS, STYLE, THEMES
+from docs.figures.draw import save
 from examples.digits.data import Split, generator, load
 from examples.digits.models import MLP, Apply, cross_entropy
 from examples.digits.pretraining import pretrained
 from examples.digits.settings import Settings
-from examples.digits.storage import write_whole
 from examples.digits.training import shuffled
 
 MODULES: tuple[nn.Module, ...] = (MLP((768, 768)), ViT(), ConvNet())  # of `NETWORKS`
@@ -147,18 +145,8 @@ def main() -> None:
     with options.output.open(newline="") as file:  # all numbers as text
         rows = list(csv.DictReader(file))
     summary(rows)
-    for theme, colours in THEMES.items():
-        draw(rows, colours, options.output.with_name(f"{options.output.stem}-{theme}.svg"))
-
-
-def draw(rows: list[dict[str, Any]], colours: dict[str, str], path: Path) -> None:
-    """Writes the figure in the colours of one theme."""
-    third = "#009e73"  # also one of Okabe and Ito's
-    style: Any = STYLE | dict.fromkeys((*INKS, "ytick.color"), colours["ink"])
-    saved: Any = {"format": "svg", "dpi": 200, "transparent": True, "metadata": {"Date": None}}
-    with matplotlib.rc_context(style):
-        picture = figure(rows, {**colours, "third": third})
-        write_whole(path, lambda file: picture.savefig(file, **saved))
+    third = {"third": "#009e73"}  # also one of Okabe and Ito's
+    save(lambda x: figure(rows, x | third), options.output.parent, options.output.stem)
 
 
 if __name__ == "__main__":

@@ -163,3 +163,28 @@ def test_a_shard_of_an_input_is_never_overwritten(tmp_path, capsys):
         args = ("interpolate", path, new, "--alpha", 0.5, "--force", "-o", shard)
         code, _, err = command(capsys, *args)
         assert (code, "is an input" in err, shard.read_bytes() == before) == (2, True, True)
+
+
+UNREADABLE = {
+    "weights left to Git LFS": (
+        {"model.safetensors": "version https://git-lfs.github.com/spec/v1\noid sha256:4d\n"},
+        "it is a Git LFS pointer, not the file: run `git lfs pull`",
+    ),
+    "a shard left to Git LFS": (
+        {
+            "model.safetensors.index.json": '{"weight_map": {"a": "1.safetensors"}}',
+            "1.safetensors": "version https://git-lfs.github.com/spec/v1\noid sha256:4d\n",
+        },
+        "it is a Git LFS pointer, not the file: run `git lfs pull`",
+    ),
+    "a pickle alone": ({"pytorch_model.bin": "x"}, "if you trust it, convert it"),
+    "no weights": ({}, "_METADATA: its weights are missing: fetch them"),
+}
+
+
+@pytest.mark.parametrize(("files", "message"), UNREADABLE.values(), ids=UNREADABLE)
+def test_the_error_for_a_folder_without_weights_says_what_to_do(files, message, tmp_path, capsys):
+    for name, text in (files | {"config.json": "{}"}).items():
+        (tmp_path / name).write_text(text)
+    code, _, err = command(capsys, "compare", tmp_path, tmp_path)
+    assert (code, message in err) == (2, True), err

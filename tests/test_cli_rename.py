@@ -46,6 +46,15 @@ def test_names_that_differ_by_a_prefix_or_a_separator(before, after, separator, 
         np.testing.assert_array_equal(received[name], x)
 
 
+def test_names_without_a_separator_get_the_prefix_alone(tmp_path, capsys):
+    kernel = np.ones((2, 3), np.float32)
+    names = ("kernel", "params/kernel")
+    paths = [save(tmp_path / f"{i}.npz", {name: kernel}) for i, name in enumerate(names)]
+    text = command(capsys, "compare", *paths)[1]
+    assert r"1 name of both would match with --rename 's/^params\///'" in text
+    assert text.endswith("\nno tensor of both was measured\n")
+
+
 RULES = {
     "no rule": ("^module", "is not s/REGEX/REPLACEMENT/"),
     "no expression": ("s/(/x/", "is not s/REGEX/REPLACEMENT/"),

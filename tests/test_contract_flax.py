@@ -201,3 +201,17 @@ def test_set_anchor_works_on_the_state_of_an_nnx_optimizer(method, x64):
     nnx_step(model, optimizer)
     anchor: Any = optax.tree.get(optimizer.opt_state, "anchor")
     np.testing.assert_array_equal(anchor["layers"]["dense"]["kernel"], kernel)
+
+
+def test_a_held_out_loss_that_calls_the_parameters_is_told_how_to_get_the_model():
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, tpgm(optax.adam(0.1)), wrt=nnx.Param)
+    grads = nnx.grad(lambda model: jnp.sum(model(X)))(model)
+    with pytest.raises(TypeError, match="not callable") as error:
+        optimizer.update(model, grads, held_out_loss=lambda model: jnp.sum(model(X)))
+    assert "`nnx.merge(graph, params, rest)`" in "".join(error.value.__notes__)
+    # As the note says:
+    graph, _, rest = nnx.split(model, nnx.Param, ...)
+    optimizer.update(
+        model, grads, held_out_loss=lambda params: jnp.sum(nnx.merge(graph, params, rest)(X))
+    )

@@ -86,6 +86,16 @@ CASES: Any = {
         "needs a mapping from patterns to `Axes`; got list",
     ),
     "fit: no held-out loss": (lambda: fit(held_out_loss=None), TypeError, r"a function `\(params,"),
+    "fit: swapped": (
+        lambda: api.fit_radii(PARAMS, loss, PARAMS, [1.0]),
+        TypeError,
+        r"`held_out_loss` must be a function `\(params, batch\)`.*got dict",
+    ),
+    "a model as the optimizer": (
+        lambda: api.ftp(PARAMS),
+        TypeError,
+        r"such as `optax.adamw\(1e-4\)`; got an object of type dict",
+    ),
     "fit: one number": (lambda: fit(batches=5), TypeError, "iterable of batches.*got int: pass a"),
     "fit: one array": (lambda: fit(batches=jnp.array(1.0)), TypeError, "iterable of batches"),
     # Iterating over a dict would give its keys.

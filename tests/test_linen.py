@@ -197,12 +197,12 @@ def test_keywords_that_are_neither_fields_nor_extra_args_are_refused(keywords, m
         create(optax.sgd(0.1)).apply_gradients(grads=PARAMS, **keywords)
 
 
-def test_without_flax_the_package_imports_and_the_error_names_the_extra(monkeypatch):
+def test_without_flax_the_package_imports_and_the_error_names_it(monkeypatch):
     for name in list(sys.modules):
         if name.partition(".")[0] == "flax":
             monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
         if name.partition(".")[0] == "tpgm_jax":
             monkeypatch.delitem(sys.modules, name)
     importlib.import_module("tpgm_jax")
-    with pytest.raises(ModuleNotFoundError, match=r"`pip install 'tpgm-jax\[flax\]'`"):
+    with pytest.raises(ModuleNotFoundError, match="`pip install flax`"):
         importlib.import_module("tpgm_jax.linen")

@@ -153,7 +153,7 @@ REFUSALS = {
     "no pre-trained model": ({"pretrained": "{tmp}/typo"}, "there is no checkpoint in .*typo"),
     "no text": ({"text": "{tmp}/typo"}, "`--text` cannot be read, because of .*No such file"),
     "a short text": ({"text": "{tmp}/short"}, "`--text` has 5 bytes.* give it 90 or more"),
-    "no TensorBoard": ({"tensorboard": "{tmp}/board"}, r"pip install 'tpgm-jax\[tensorboard\]'"),
+    "no TensorBoard": ({"tensorboard": "{tmp}/board"}, "pip install tensorboardX"),
     "other steps": (
         {"output": "{full_run}", "steps": 8},
         "made with {'steps': 6}: ask for the same",

@@ -2,21 +2,17 @@
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-import tpgm_jax
 from benchmarks import recording, robustness
 from benchmarks.study import cells, runs
 from benchmarks.study.methods import HEAD, SOURCES, Hyper, following, half, layerwise, relative
-from benchmarks.study.models import Attention, Conv, network
 from benchmarks.study.pretraining import Setup
 from benchmarks.study.sets import few, sets
-from examples.digits.models import cross_entropy
 from examples.digits.settings import Settings
 
 pytestmark = pytest.mark.slow
@@ -41,33 +37,6 @@ def test_an_unfinished_last_line_is_removed(tmp_path):
     assert recording.read(path, columns)[:2] == rows
     with pytest.raises(SystemExit, match="Move it away, or name another"):
         recording.read(path, ("a", "c"))
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_convolution_by_patches_equals_flax_s(stride):
-    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
-    ours: Any = Conv(4, stride)
-    flax: Any = nn.Conv(4, (3, 3), strides=stride)
-    params = flax.init(jax.random.key(0), x)
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(
-        jnp.shape, ours.init(jax.random.key(0), x)
-    )
-    # Sums of 27 products of order 1, in another order: a few dozen roundings.
-    np.testing.assert_allclose(ours.apply(params, x), flax.apply(params, x), atol=1e-5)
-
-
-def test_attention_by_matrices_equals_flax_s():
-    x = np.random.default_rng(0).normal(size=(2, 6, 8)).astype(np.float32)
-    ours, flax = Attention(4), nn.MultiHeadDotProductAttention(4)
-    numbers = np.random.default_rng(1)
-    params: Any = jax.tree.map(
-        lambda p: numbers.normal(size=p.shape), flax.init(jax.random.key(0), x)
-    )
-    shapes = jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x))
-    assert shapes == jax.tree.map(jnp.shape, params)
-    expected: Any = flax.apply(params, x)
-    # Sums of 8 products of numbers up to about 10, three times over: 1e-5 is a few roundings.
-    np.testing.assert_allclose(np.asarray(ours.apply(params, x)), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_new_shifts_are_images_that_differ_from_the_test_set():
@@ -134,19 +103,6 @@ def test_a_following_step_is_a_share_of_the_learning_rate():
     steps /= np.sqrt([(1 - 0.999**n) / (1 - 0.999 ** (n + 1)) for n in (1, 2)])
     # Float32 rounds 1 - 0.999 to 6e-8 / 1e-3.
     assert state.radii[0] == pytest.approx(2e-3 * sum(steps), rel=1e-4)
-
-
-def test_post_hoc_fit_is_fit_radii():
-    apply = network("mlp").apply
-    anchor, tuned = (network("mlp").init(jax.random.key(i), jnp.zeros((1, 16, 16))) for i in (0, 1))
-    radius = jax.tree.map(lambda x: x[:20], sets().radius)
-    params = runs.fitter("mlp", None, 5)(tuned, anchor, radius)
-    expected = tpgm_jax.fit_radii(
-        lambda p, batch: cross_entropy(apply, p, *batch), tuned, anchor, [radius] * 5
-    )
-    # Five steps of Adam, whose size 1e-2 hardly depends on the gradient's rounding.
-    for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected.params), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-4)
 
 
 @pytest.fixture

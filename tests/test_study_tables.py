@@ -1,5 +1,6 @@
 """The study's pages agree with the recorded rows, and settings are chosen by validation alone."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,19 @@ def test_every_table_of_the_pages_is_made_from_the_recorded_rows(recorded):
         assert report.filled(page, made) == page
         shown += [x for x in made if f"<!-- {x} -->\n\n|" in page]
     assert sorted(shown) == sorted(made)
+
+
+def test_the_report_writes_the_pages_and_the_figures_that_they_show(tmp_path):
+    for name in ("study.md", "results.md"):
+        (tmp_path / name).write_text((ROOT / "docs" / name).read_text())
+    (tmp_path / "study").mkdir()
+    report.main(tmp_path)
+    text = (tmp_path / "study.md").read_text()
+    assert text == (ROOT / "docs/study.md").read_text()
+    assert (tmp_path / "results.md").read_text() == (ROOT / "docs/results.md").read_text()
+    shown = re.findall(r"study/[\w-]+\.svg", text)
+    assert sorted(shown) == sorted(f"study/{x.name}" for x in (tmp_path / "study").iterdir())
+    assert len(shown) == 6
 
 
 def test_every_method_is_tuned_with_equal_effort_and_run_on_all_seeds(recorded):

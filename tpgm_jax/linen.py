@@ -1,6 +1,6 @@
 """Flax linen's `TrainState`, with extra arguments for the optimizer.
 
-Needs Flax: `pip install 'tpgm-jax[flax]'`.
+Needs Flax: `pip install flax`.
 """
 
 import functools
@@ -16,7 +16,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "`tpgm_jax.linen` extends Flax's `TrainState`, and Flax is not installed: "
-        "`pip install 'tpgm-jax[flax]'`. The rest of `tpgm_jax` works without it.",
+        "`pip install flax`. The rest of `tpgm_jax` works without it.",
         name=error.name,
     ) from error
 

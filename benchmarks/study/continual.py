@@ -43,9 +43,9 @@ def learn(run: Row, wanted: Sequence[Row], setup: Setup) -> list[Row]:
             seconds += trained.seconds
         after.append(right(model, trained.params))
     among_all, among_two = np.moveaxis(np.array(after), -1, 0)
-    made = dict(zip(("accuracy", "forgetting"), summary(among_all), strict=True))
-    made |= dict(zip(("told", "told_forgetting"), summary(among_two), strict=True))
-    return [run | {"seconds": seconds} | made]
+    names = ("accuracy", "forgetting", "told", "told_forgetting")
+    made = (*summary(among_all), *summary(among_two))
+    return [run | {"seconds": seconds} | dict(zip(names, made, strict=True))]
 
 
 def of_task(split: Split, task: tuple[int, int]) -> Split:
@@ -59,7 +59,7 @@ def right(model: str, params: Any) -> list[tuple[float, float]]:
     found = []
     for task in TASKS:
         images, labels = of_task(sets().tested["id"], task)
-        logits = np.asarray(predictor(model)(params, images))
+        logits = np.asarray(predictor(network(model))(params, images))
         among_two = np.array(task)[logits[:, list(task)].argmax(axis=1)]
         answers = logits.argmax(axis=1), among_two
         found.append(tuple(100 * np.mean(x == labels) for x in answers))

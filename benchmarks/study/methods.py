@@ -24,7 +24,7 @@ class Hyper(NamedTuple):
     Attributes:
         rate: the learning rate, a schedule.
         value: the method's other choice, for example L2-SP's weight.
-        importance: for EWC, a tree like the parameters.
+        importance: for EWC, a tree like the parameters; else None.
         key: a random key for this run.
         epoch: the number of steps in one.
         exclude: matches a new head, which no method constrains. None for a reused head.
@@ -89,9 +89,9 @@ def half(h: Hyper) -> optax.GradientTransformation:
     return optax.chain(optax.adam(h.rate), tail)
 
 
-def pulled(h: Hyper, importance: Any = None) -> optax.GradientTransformation:
+def pulled(h: Hyper) -> optax.GradientTransformation:
     """The pull to the anchor goes through Adam's moments, like a term of the loss."""
-    decay = tpgm_jax.add_anchor_decay(h.value, importance=importance, exclude=h.exclude)
+    decay = tpgm_jax.add_anchor_decay(h.value, importance=h.importance, exclude=h.exclude)
     return optax.chain(decay, optax.adam(h.rate))
 
 
@@ -140,7 +140,7 @@ METHODS: dict[str, Method] = {
     "lpft": lambda h: optax.adam(h.rate),  # from the linear probe
     "llrd": layerwise,
     "l2sp": pulled,
-    "ewc": lambda h: pulled(h, h.importance),
+    "ewc": pulled,
     "mars_sp": projected,
     "half": half,
     "spd": lambda h: tpgm_jax.spd(optax.adam(h.rate), strength=h.value, exclude=h.exclude),

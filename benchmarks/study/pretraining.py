@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 from benchmarks.study import models
 from benchmarks.study.models import network
@@ -55,22 +55,16 @@ def importance(model: str, pretrain_seed: int, setup: Setup) -> optax.Params:
     The mean, over pre-training images, of the squared gradient of the log-probability of the
     label, divided by its mean over all weights, so that one weight suits all models.
     """
-    settings = replace(setup.sizes, seed=pretrain_seed)
-    shown = pretraining_set(settings, setup.cache)
+    shown = pretraining_set(replace(setup.sizes, seed=pretrain_seed), setup.cache)
     params, net = body_of(model, "reused", pretrain_seed, setup), network(model)
 
     @jax.jit
-    def squared(image: jax.Array, label: jax.Array) -> Any:
-        def loss(params: Any) -> jax.Array:
-            return cross_entropy(net.apply, params, image[None], label[None])
-
-        return jax.tree.map(jnp.square, jax.grad(loss)(params))
+    def add(total: Any, image: jax.Array, label: jax.Array) -> Any:
+        gradient = jax.grad(cross_entropy, 1)(net.apply, params, image[None], label[None])
+        return jax.tree.map(lambda x, g: x + g**2, total, gradient)
 
     total: Any = optax.tree.zeros_like(params)
-    first = slice(IMPORTANCE_IMAGES)
-    for image, label in zip(shown.images[first], shown.labels[first], strict=True):
-        total = jax.tree.map(jnp.add, total, squared(image, label))
-    leaves = jax.tree.leaves(total)
-    mean = sum(float(x.sum()) for x in leaves) / sum(x.size for x in leaves)
-    # By NumPy, because XLA rounds the division differently from the recorded runs.
-    return jax.tree.map(lambda x: np.asarray(x) / mean, total)
+    for image, label in zip(*(x[:IMPORTANCE_IMAGES] for x in shown), strict=True):
+        total = add(total, image, label)
+    mean = ravel_pytree(total)[0].mean()
+    return jax.tree.map(lambda x: x / mean, total)

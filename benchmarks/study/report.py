@@ -8,9 +8,11 @@ In a page, a table follows a comment with its name, such as `<!-- mlp reused: se
 import argparse
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from benchmarks.study import cells, figures, summary, tables
+from docs.figures.draw import save
 from examples.digits.storage import write_whole
 
 ROOT = Path(__file__).parents[2]
@@ -22,12 +24,12 @@ def main(docs: Path = ROOT / "docs") -> None:
     rows = summary.read(RECORDED)
     curves = summary.curves(rows)
     drawn = {
-        "rates": figures.over_rates(curves),
-        "id_ood": figures.against_each_other(curves),
-        "radii": figures.radii(scenario("radii")),
+        "rates": partial(figures.over_rates, curves),
+        "id_ood": partial(figures.against_each_other, curves),
+        "radii": partial(figures.radii, scenario("radii")),
     }
-    for name, figure in drawn.items():
-        write_whole(docs / "study" / f"{name}.png", lambda file, x=figure: x.savefig(file))
+    for name, draw in drawn.items():
+        save(draw, docs / "study", name)
     made = all_tables(summary.tuned(rows), curves)
     for page in (docs / "study.md", docs / "results.md"):
         text = filled(page.read_text(), made)

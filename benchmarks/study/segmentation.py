@@ -6,32 +6,28 @@ full ink, and else to the background. The measure is the mean intersection over 
 classes, in percent.
 """
 
-import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
-from tqdm import tqdm
+from flax.traverse_util import unflatten_dict
 
 from benchmarks.study import cells, models
 from benchmarks.study.methods import METHODS
 from benchmarks.study.models import UNet
 from benchmarks.study.pretraining import Setup
-from benchmarks.study.runs import Row, derived
+from benchmarks.study.runs import Row, derived, predictor
 from benchmarks.study.sets import DATA_SEED, sets
 from benchmarks.study.training import Trained, finetune
-from examples.digits import glyphs, printed, shifts, storage, training, warps
+from examples.digits import glyphs, pretraining, printed, shifts, storage, training, warps
 from examples.digits.data import Split, generator
 from examples.digits.glyphs import DIGITS, PRETRAINING_FONTS, STYLES
 
 NETWORK: nn.Module = UNet()
 BACKGROUND = len(DIGITS)
-BLOCK = 5000  # images rendered at once, which bounds the memory
 # Shifts that move or draw ink, so that the mask moves with it.
 INK = ("fonts", "outlines", "rotate", "shift", "elastic")
 
@@ -58,35 +54,22 @@ def tested() -> dict[str, Split]:
 
 def rendered(rng: np.random.Generator, count: int) -> Split:
     """Printed digits as in the study's pre-training, with masks."""
-    again = copy.deepcopy(rng)
-    images, labels = printed.printed_set(rng, count)
-    # The set does not keep the ink. It was drawn right after the labels.
-    assert np.array_equal(labels, again.integers(len(DIGITS), size=count))
-    ink = printed.printed(again, labels, PRETRAINING_FONTS, STYLES)
-    return masked(images.astype(np.float32) / 255, ink, labels)
+    labels = rng.integers(len(DIGITS), size=count).astype(np.int32)
+    ink = printed.printed(rng, labels, PRETRAINING_FONTS, STYLES)
+    return masked(printed.on_backgrounds(rng, ink).astype(np.float32) / 255, ink, labels)
 
 
 @cache
 def pretrained(seed: int, setup: Setup) -> optax.Params:
     """The network before fine-tuning; from the cache the second time."""
-    settings = setup.sizes
-    images, steps = settings.pretraining_images, settings.pretraining_steps
+    settings = replace(setup.sizes, seed=seed)
 
     def train() -> storage.Arrays:
         rng = generator(seed, "segmentation")
-        blocks = [rendered(rng, min(BLOCK, images - i)) for i in range(0, images, BLOCK)]
-        split = Split(*(np.concatenate(x) for x in zip(*blocks, strict=True)))
-        rows = training.shuffled(rng, images, steps, settings.pretraining_batch)
-        params = NETWORK.init(jax.random.key(seed), split.images[:1])
-        rates = np.array([settings.pretraining_learning_rate], np.float32)
-        with tqdm(total=steps, desc="pre-training", unit="step") as bar:
-            trained, _ = training.train(
-                *(NETWORK.apply, params, optax.adam, rates, split, rows[None]), progress=bar.update
-            )
-        flat = flatten_dict(jax.tree.map(lambda x: np.asarray(x[0]), trained), sep="/")
-        return {str(path): array for path, array in flat.items()}
+        shown = pretraining.in_blocks(lambda n: rendered(rng, n), settings.pretraining_images)
+        return pretraining.train(NETWORK, settings, Split(*shown), rng)
 
-    depends = {"network": repr(NETWORK), "seed": seed, "pretraining": repr(settings)}
+    depends = {"network": repr(NETWORK), "seed": seed, "pretraining": repr(setup.sizes)}
     modules = (models, glyphs, printed, training, warps)
     flat = storage.cached(setup.cache, "segmentation", depends, modules, train)
     return unflatten_dict(flat, sep="/")
@@ -107,15 +90,11 @@ def learn(run: Row, wanted: Sequence[Row], setup: Setup) -> list[Row]:
 
 def accuracy(params: optax.Params) -> dict[str, float]:
     """Mean intersection over union on each set, in percent."""
-    return {
-        name: 100 * mean_iou(np.asarray(predictor()(params, images)).argmax(axis=-1), classes)
-        for name, (images, classes) in tested().items()
-    }
-
-
-@cache
-def predictor() -> Any:
-    return jax.jit(NETWORK.apply)
+    found = {}
+    for name, (images, classes) in tested().items():
+        logits = np.asarray(predictor(NETWORK)(params, images))
+        found[name] = 100 * mean_iou(logits.argmax(axis=-1), classes)
+    return found
 
 
 def mean_iou(predicted: np.ndarray, classes: np.ndarray) -> float:

@@ -60,17 +60,19 @@ def at_the_choice(runs: Frame) -> str:
     return labelled(pd.DataFrame({**columns, "s a run": by.seconds.median()}))
 
 
+def pairs(means: Frame) -> Frame:
+    """Texts such as "97.9 / 70.9", of two columns."""
+    return means.apply(lambda x: "{:.1f} / {:.1f}".format(*x), axis=1)
+
+
 def summary(tuned: Frame, curves: Frame) -> str:
     """ID / OOD of the main methods at the chosen settings, and the range of OOD over the rates."""
-    runs = tuned.xs("reused", level="head").groupby(["model", "method"])[["id", OOD]].mean()
+    means = tuned.xs("reused", level="head").groupby(["model", "method"])[["id", OOD]].mean()
     by_rate = curves.groupby(["model", "method", "learning_rate"])[OOD].mean()
     spans = by_rate.groupby(["model", "method"]).agg(["min", "max"])
-
-    def text(key: tuple[str, str]) -> str:
-        pair = "{:.1f} / {:.1f}".format(*runs.loc[key])
-        return pair + (" ({:.0f} to {:.0f})".format(*spans.loc[key]) if key in spans.index else "")
-
-    rows = [[LABELS[x], *(text((model, x)) for model in cells.MODELS)] for x in SUMMARISED]
+    spans = spans.apply(lambda x: " ({:.0f} to {:.0f})".format(*x), axis=1)
+    text = (pairs(means) + spans.reindex(means.index, fill_value="")).unstack("model")
+    rows = ([LABELS[x], *text.loc[x, [*cells.MODELS]]] for x in SUMMARISED)
     return markdown(["", *MODEL_LABELS.values()], rows)
 
 
@@ -84,10 +86,10 @@ def each_set(runs: Frame) -> str:
 def over_rates(runs: Frame) -> str:
     """ID / OOD at every learning rate, and how far OOD varies; the curves of one model."""
     means = runs.groupby(["method", "learning_rate"])[["id", OOD]].mean()
-    pairs = means.apply(lambda x: f"{x['id']:.1f} / {x[OOD]:.1f}", axis=1).unstack()
-    pairs.columns = [f"{rate:g}" for rate in pairs]
-    pairs["OOD varies by"] = means[OOD].groupby("method").agg(np.ptp)
-    text = labelled(pairs)
+    by_rate = pairs(means).unstack()
+    by_rate.columns = [f"{rate:g}" for rate in by_rate]
+    by_rate["OOD varies by"] = means[OOD].groupby("method").agg(np.ptp)
+    text = labelled(by_rate)
     for method, setting in runs.groupby("method").setting.first().items():
         label = f"{LABELS[method]}, {setting}" if setting else LABELS[method]
         text = text.replace(f"| {LABELS[method]} |", f"| {label} |")
@@ -158,7 +160,7 @@ def scenario(rows: Frame, column: str, measured: Mapping[str, tuple[str, str]]) 
     for key in sorted(groups, key=lambda key: [list(names).index(x) for x in key]):
         # A network before fine-tuning is the same at each learning rate.
         by = [groups[key][groups[key][column].isin([0, x])] for x in values]
-        found = [pair(x, *columns) for columns in measured.values() for x in by]
+        found = [with_spread(x[[*pair]]) for pair in measured.values() for x in by]
         runs = [str(min(map(len, by)))] if column == "labels" else []
         lines.append([*(names[x] for x in key), *found, *runs])
     header = [f"{x:g}{end}" for end in measured for x in values]
@@ -167,42 +169,34 @@ def scenario(rows: Frame, column: str, measured: Mapping[str, tuple[str, str]]) 
 
 def exploration(rows: Frame) -> str:
     """ID / OOD of the candidates, by model and rate. Further mixtures are in the CSV."""
-    groups = by_candidate(rows)
+    text = on_open_sets(rows).unstack(["model", "learning_rate"])
+    index = [(x, taken) for x in rows.candidate.unique() for taken in ("last", "mean", "mean, 0.9")]
     columns = [(model, rate) for model in cells.MODELS for rate in (1e-3, 1e-2)]
-    lines = [
-        [name, taken, *(pair(groups[name, taken, *x], "id", "ood", "") for x in columns)]
-        for name in rows.candidate.unique()
-        for taken in ("last", "mean", "mean, 0.9")
-    ]
     header = [f"{MODEL_LABELS[model]}, {rate:g}" for model, rate in columns]
+    lines = ([*key, *text.loc[key, columns]] for key in index)
     return markdown(["candidate", "taken", *header], lines)
-
-
-def by_candidate(rows: Frame) -> dict[tuple[str, str, str, float], Frame]:
-    """Runs by candidate, iterate, model and rate, with the mean of the open sets in `ood`."""
-    # By NumPy: many means end in exactly 5, and pandas sums in another order.
-    rows = rows.assign(ood=[np.mean(x) for x in rows[[*cells.OPEN_SHIFTS]].to_numpy()])
-    return dict(list(rows.groupby(["candidate", "taken", "model", "learning_rate"])))
 
 
 def defaults(rows: Frame) -> str:
     """ID / OOD at the last iterate, at every learning rate, of candidates for a default."""
-    groups = by_candidate(rows)
-    lines = [
-        [
-            MODEL_LABELS[x],
-            name,
-            *(pair(groups[name, "last", x, y], "id", "ood", "") for y in cells.CURVE_RATES),
-        ]
-        for x in cells.MODELS
-        for name in DEFAULTS
-    ]
+    text = on_open_sets(rows).xs("last", level="taken").unstack("learning_rate")
+    index = [(name, model) for model in cells.MODELS for name in DEFAULTS]
+    lines = ([MODEL_LABELS[x[1]], x[0], *text.loc[x, [*cells.CURVE_RATES]]] for x in index)
     return markdown(["model", "candidate", *(f"{x:g}" for x in cells.CURVE_RATES)], lines)
 
 
-def pair(rows: Frame, first: str, second: str, spread: str = " ± {:.1f}") -> str:
-    """Two means, each with the standard deviation over runs if there are several."""
-    columns = [rows[first], rows[second]]
-    return " / ".join(
-        f"{x.mean():.1f}" + (spread.format(x.std()) if len(rows) > 1 else "") for x in columns
+def on_open_sets(rows: Frame) -> Frame:
+    """ID / OOD by candidate, iterate, model and rate, on the sets that are not held back."""
+    # By NumPy: many means end in exactly 5, and pandas sums in another order.
+    rows = rows.assign(ood=[np.mean(x) for x in rows[[*cells.OPEN_SHIFTS]].to_numpy()])
+    return pairs(
+        rows.groupby(["candidate", "taken", "model", "learning_rate"])[["id", "ood"]].mean()
     )
+
+
+def with_spread(runs: Frame) -> str:
+    """The mean of each column, with the standard deviation over runs if there are several."""
+    means = [f"{x:.1f}" for x in runs.mean()]
+    if len(runs) > 1:
+        means = [f"{x} ± {std:.1f}" for x, std in zip(means, runs.std(), strict=True)]
+    return " / ".join(means)

@@ -18,8 +18,6 @@ from examples.digits.data import Split, generator
 from examples.digits.models import cross_entropy
 from examples.digits.training import shuffled
 
-_compiled: dict[Any, Any] = {}
-
 
 class Trained(NamedTuple):
     """The last parameters, their mean over all steps, the optimizer's state, and the seconds."""
@@ -39,7 +37,7 @@ def finetune(
     setup: Setup,
     *,
     exclude: str | None = None,
-    importance: Any = 0.0,
+    importance: Any = None,
     order: str = "train",
     state: Any = None,
 ) -> Trained:
@@ -54,64 +52,44 @@ def finetune(
         shuffled(generator(DATA_SEED, f"{x} {run['seed']}"), len(labels), steps, batch)
         for x, (_, labels) in zip((order, "radius"), splits, strict=True)
     ]
+    epoch = -(-len(splits[0].labels) // batch)
+    start, step = trainer(net, method, exclude, steps, epoch)
     numbers = (jnp.float32(x) for x in (run["learning_rate"], value(run.get("setting", ""))))
-    key = jax.random.key(run["seed"])
-    program = trainer(net, method, exclude)
-    outcome, seconds = timed(program, splits, params, state, rows, *numbers, importance, key)
-    return Trained(*outcome, seconds=seconds)
+    given = *numbers, importance, jax.random.key(run["seed"])
+    splits = jax.device_put(splits)
+    carry = params, params, start(params, *given) if state is None else state, jnp.float32(0)
+    jax.block_until_ready(step(carry, rows[0][0], rows[1][0], splits, *given))  # compiles
+    started = time.perf_counter()
+    for batches in zip(*rows, strict=True):
+        carry = step(carry, *batches, splits, *given)
+    params, mean, state, _ = jax.block_until_ready(carry)
+    return Trained(params, mean, state, time.perf_counter() - started)
 
 
 @cache
-def trainer(net: nn.Module, method: Method, exclude: str | None) -> Any:
-    """The compiled part of `finetune`. The rate falls to 0 along a cosine."""
+def trainer(net: nn.Module, method: Method, exclude: str | None, steps: int, epoch: int) -> Any:
+    """The compiled parts of `finetune`: the optimizer's first state, and a step.
+
+    The step is called from Python, because XLA's convolutions in a scan are slow on CPU.
+    """
+    cosine = optax.cosine_decay_schedule(1.0, steps)
+
+    def optimizer(rate: Any, *own: Any) -> optax.GradientTransformationExtraArgs:
+        # The remainder, because a state to go on from has counted steps.
+        hyper = Hyper(lambda step: rate * cosine(step % steps), *own, epoch, exclude)
+        return optax.with_extra_args_support(method(hyper))
 
     def loss(params: Any, split: Split, rows: jax.Array) -> jax.Array:
         images, labels = (jnp.take(x, rows, axis=0) for x in split)
         return cross_entropy(net.apply, params, images, labels)
 
-    def run(splits: Any, params: Any, state: Any, rows: Any, rate: Any, *own: Any) -> Any:
-        (train, radius), (value, importance, key) = splits, own
-        steps, batch = rows[0].shape
-        cosine = optax.cosine_decay_schedule(1.0, steps)
-
-        # The remainder, because a state to go on from has counted steps.
-        def schedule(step: Any) -> Any:
-            return rate * cosine(step % steps)
-
-        epoch = -(-len(train.labels) // batch)
-        made = method(Hyper(schedule, value, importance, key, epoch, exclude))
-        tx = optax.with_extra_args_support(made)
-
-        def step(carry: Any, rows: Any) -> tuple[Any, None]:
-            def held_out_loss(params: Any) -> jax.Array:
-                return loss(params, radius, rows[1])  # only TPGM computes it
-
-            params, mean, state, count = carry
-            grads = jax.grad(loss)(params, train, rows[0])
-            updates, state = tx.update(grads, state, params, held_out_loss=held_out_loss)
-            params = optax.apply_updates(params, updates)
-            count += 1
-            mean = jax.tree.map(lambda m, p: m + (p - m) / count, mean, params)
-            return (params, mean, state, count), None
-
-        carry = params, params, tx.init(params) if state is None else state, 0.0
-        return jax.lax.scan(step, carry, rows)[0][:3]
-
-    # The recorded runs had an axis for several runs. Without the axis, XLA rounds differently.
     @jax.jit
-    def run_one(splits: Any, *args: Any) -> Any:
-        stacked = jax.tree.map(lambda x: jnp.expand_dims(x, 0), args)
-        outcome = jax.vmap(lambda *args: run(splits, *args))(*stacked)
-        return jax.tree.map(lambda x: x[0], outcome)
+    def step(carry: Any, rows: Any, held_out: Any, splits: Any, *given: Any) -> Any:
+        (params, mean, state, count), (train, radius) = carry, splits
+        grads = jax.grad(loss)(params, train, rows)
+        extra = {"held_out_loss": lambda params: loss(params, radius, held_out)}  # TPGM's alone
+        updates, state = optimizer(*given).update(grads, state, params, **extra)
+        params, count = optax.apply_updates(params, updates), count + 1
+        return params, optax.incremental_update(params, mean, 1 / count), state, count
 
-    return run_one
-
-
-def timed(program: Any, *args: Any) -> tuple[Any, float]:
-    """The result, and the seconds without compiling."""
-    shapes = tuple(jnp.shape(x) for x in jax.tree.leaves(args))
-    if (program, shapes) not in _compiled:
-        _compiled[program, shapes] = program.lower(*args).compile()
-    started = time.perf_counter()
-    result = jax.block_until_ready(_compiled[program, shapes](*args))
-    return result, time.perf_counter() - started
+    return jax.jit(lambda params, *given: optimizer(*given).init(params)), step

@@ -1,6 +1,7 @@
 """Draws the pictures of docs/methods.md, for light and dark pages: python docs/figures/draw.py"""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ THEMES = {
 }
 # The same file each time, and letters as shapes, as readers may not have the font.
 STYLE = {"svg.hashsalt": "tpgm_jax", "svg.fonttype": "path", "font.size": 11}
-INKS = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "hatch.color")
+INKS = (
+    *("text.color", "axes.edgecolor", "axes.labelcolor"),
+    *("xtick.color", "ytick.color", "hatch.color"),
+)
 
 RADIUS = 1.0
 ROWS = {"row 1": (0.95, 0.85), "row 2": (-0.42, 0.3)}  # displacements: outside, and inside
@@ -61,6 +65,7 @@ def projection(colours: dict[str, str]) -> Figure:
     bars.set(xlabel="row of the tensor", xticks=index, yticks=[], xlim=(0.3, 8.7), ylim=(0, 2.3))
     bars.set_title("norm of $d$: kept, taken back", fontsize=11)
     bars.spines[["top", "right", "left"]].set_visible(False)
+    figure.tight_layout(pad=0.3)
     return figure
 
 
@@ -105,21 +110,25 @@ def loop(colours: dict[str, str]) -> Figure:
     arrow(axes, (2.8, 0.85), (3.3, 1.18), r)
     arrow(axes, (4.7, 1.3), (5.1, 1.3), r)
     arrow(axes, (5.8, 1.64), (5.8, 3.11), r)
+    figure.tight_layout(pad=0.3)
     return figure
+
+
+def save(draw: Callable[[dict[str, str]], Figure], folder: Path, name: str) -> None:
+    """Writes a picture twice: for light and for dark pages."""
+    for theme, colours in THEMES.items():
+        style: Any = STYLE | dict.fromkeys(INKS, colours["ink"])
+        with matplotlib.rc_context(style):
+            path = folder / f"{name}-{theme}.svg"
+            draw(colours).savefig(path, format="svg", transparent=True, metadata={"Date": None})
 
 
 FIGURES = {"projection": projection, "loop": loop}
 
 
 def main(folder: Path = FOLDER) -> None:
-    for theme, colours in THEMES.items():
-        style: Any = STYLE | dict.fromkeys(INKS, colours["ink"])
-        with matplotlib.rc_context(style):
-            for name, draw in FIGURES.items():
-                figure = draw(colours)
-                figure.tight_layout(pad=0.3)
-                path = folder / f"{name}-{theme}.svg"
-                figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
+    for name, draw in FIGURES.items():
+        save(draw, folder, name)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """The pre-trained network: trained once on rendered digits, then read from a cache."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -31,18 +33,25 @@ def pretraining_set(settings: Settings, directory: Path, characters: str = DIGIT
     count = settings.pretraining_images
 
     def render() -> storage.Arrays:
-        rng, blocks = generator(settings.seed, "rendering"), []
-        with tqdm(total=count, desc="rendering", unit="image") as bar:
-            for start in range(0, count, _BLOCK):
-                blocks.append(printed.printed_set(rng, min(_BLOCK, count - start), characters))
-                bar.update(len(blocks[-1][1]))
-        images, labels = (np.concatenate(arrays) for arrays in zip(*blocks, strict=True))
+        rng = generator(settings.seed, "rendering")
+        images, labels = in_blocks(lambda n: printed.printed_set(rng, n, characters), count)
         return {"images": images, "labels": labels}
 
     depends = {"seed": settings.seed, "count": count, "block": _BLOCK}
     depends |= {"characters": characters}
     arrays = storage.cached(directory, "printed", depends, _RENDERING, render)
     return Split(arrays["images"].astype(np.float32) / 255, arrays["labels"])
+
+
+def in_blocks(render: Callable[[int], Iterable[np.ndarray]], count: int) -> list[np.ndarray]:
+    """`count` rendered images with their labels, some at a time."""
+    blocks = []
+    with tqdm(total=count, desc="rendering", unit="image") as bar:
+        for start in range(0, count, _BLOCK):
+            size = min(_BLOCK, count - start)
+            blocks.append(render(size))
+            bar.update(size)
+    return [np.concatenate(arrays) for arrays in zip(*blocks, strict=True)]
 
 
 def pretrained(
@@ -61,36 +70,37 @@ def pretrained(
         characters: the characters in the set.
         modules: the modules that define the network, if not in `models`.
     """
+
+    def make() -> storage.Arrays:
+        shown = pretraining_set(settings, directory, characters)
+        return train(network, settings, shown, generator(settings.seed, "pre-training"))
+
     depends = {k: v for k, v in asdict(settings).items() if k.startswith(("seed", "pretraining"))}
     depends |= {"network": repr(network), "block": _BLOCK, "characters": characters}
-    flat = storage.cached(
-        directory,
-        "pretrained",
-        depends,
-        (*_RENDERING, models, training, *modules),
-        lambda: _train(network, settings, directory, characters),
-    )
+    depend_on = (*_RENDERING, models, training, *modules)
+    flat = storage.cached(directory, "pretrained", depends, depend_on, make)
     return unflatten_dict(flat, sep="/")
 
 
-def _train(
-    network: nn.Module, settings: Settings, directory: Path, characters: str
+def train(
+    network: nn.Module, settings: Settings, data: Split, rng: np.random.Generator
 ) -> storage.Arrays:
-    """Trains with Adam, and returns a dict from path to array."""
-    rendered = pretraining_set(settings, directory, characters)
+    """Trains with Adam, in an order that `rng` draws, and returns a dict from path to array."""
     steps = settings.pretraining_steps
-    rng = generator(settings.seed, "pre-training")
-    batches = training.shuffled(rng, len(rendered.labels), steps, settings.pretraining_batch)
-    params = network.init(jax.random.key(settings.seed), rendered.images[:1])
-    with tqdm(total=steps, desc="pre-training", unit="step") as bar:
-        trained, _ = training.train(
-            network.apply,
-            params,
-            optax.adam,
-            np.array([settings.pretraining_learning_rate], np.float32),
-            rendered,
-            batches[None],
-            progress=bar.update,
-        )
-    flat = flatten_dict(jax.tree.map(lambda x: np.asarray(x[0]), trained), sep="/")
+    batches = training.shuffled(rng, len(data.labels), steps, settings.pretraining_batch)
+    schedule = optax.cosine_decay_schedule(settings.pretraining_learning_rate, steps)
+    tx = optax.adam(schedule)
+
+    # Called from Python for each step, because XLA's convolutions in a scan are slow on CPU.
+    @jax.jit
+    def step(params: Any, state: Any, batch: Split) -> Any:
+        grads = jax.grad(models.cross_entropy, 1)(network.apply, params, *batch)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params = network.init(jax.random.key(settings.seed), data.images[:1])
+    state = tx.init(params)
+    for rows in tqdm(batches, desc="pre-training", unit="step"):
+        params, state = step(params, state, Split(data.images[rows], data.labels[rows]))
+    flat = flatten_dict(jax.tree.map(np.asarray, params), sep="/")
     return {str(path): array for path, array in flat.items()}

@@ -59,7 +59,12 @@ def printed_set(
     """
     labels = rng.integers(len(characters), size=count).astype(np.int32)
     ink = printed(rng, labels, PRETRAINING_FONTS, STYLES, characters=characters)
+    return on_backgrounds(rng, ink), labels
 
+
+def on_backgrounds(rng: np.random.Generator, ink: np.ndarray) -> np.ndarray:
+    """Images of the ink: half on plain paper, half on photographs."""
+    count = len(ink)
     paper = rng.random((count, 1, 1), np.float32)
     # A contrast of at least a half, towards the side that has room for it.
     contrast = rng.uniform(0.5, 1, (count, 1, 1)).astype(np.float32)
@@ -73,4 +78,4 @@ def printed_set(
     images = images + rng.random((count, 1, 1), np.float32) * (blurred - images)
     noise = rng.standard_normal(images.shape, np.float32)
     images = images + 0.06 * rng.random((count, 1, 1), np.float32) * noise
-    return np.round(images.clip(0, 1) * 255).astype(np.uint8), labels
+    return np.round(images.clip(0, 1) * 255).astype(np.uint8)

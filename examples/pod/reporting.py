@@ -81,9 +81,7 @@ def _writer() -> Any:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
-        raise Refused(
-            "`--tensorboard` needs tensorboardX: pip install 'tpgm-jax[tensorboard]'."
-        ) from error
+        raise Refused("`--tensorboard` needs tensorboardX: pip install tensorboardX.") from error
     return SummaryWriter
 
 

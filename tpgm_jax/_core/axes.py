@@ -276,7 +276,7 @@ def _check_leaves(names: Sequence[str], leaves: Sequence[Any]) -> None:
             what = f"an array of {leaf.dtype}" if kind else f"a {type(leaf).__name__}, not an array"
             raise TypeError(
                 f"{name!r} is {what}: pass only the trainable arrays, such as "
-                "`eqx.filter(model, eqx.is_inexact_array)`."
+                "`nnx.state(model, nnx.Param)` or `eqx.filter(model, eqx.is_inexact_array)`."
             )
 
 

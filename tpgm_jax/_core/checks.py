@@ -28,9 +28,11 @@ LARGEST = float(np.finfo(np.float32).max)
 def with_extra_args(optimizer: Any, argument: str) -> optax.GradientTransformationExtraArgs:
     """`optimizer`, made to accept extra arguments."""
     if not (callable(getattr(optimizer, "init", None)) and hasattr(optimizer, "update")):
+        got = repr(optimizer)
+        if len(got) > 80:  # such as a whole model
+            got = f"an object of type {type(optimizer).__name__}"
         raise TypeError(
-            f"`{argument}` must be an optax transformation, such as `optax.adamw(1e-4)`; "
-            f"got {optimizer!r}."
+            f"`{argument}` must be an optax transformation, such as `optax.adamw(1e-4)`; got {got}."
         )
     return optax.with_extra_args_support(optimizer)
 

@@ -105,13 +105,13 @@ def fit_radii(
         Tian et al., "Trainable Projected Gradient Method for Robust Fine-tuning",
         CVPR 2023, https://arxiv.org/abs/2303.10720
     """
-    spec = Options("fit_radii", norm, unit, exclude, axes).check().spec(params)
-    optimizer = radius_optimizer_or_default(radius_optimizer)
     if not callable(held_out_loss):
         raise TypeError(
             "`held_out_loss` must be a function `(params, batch)` that returns the held-out loss; "
             f"got {type(held_out_loss).__name__}."
         )
+    spec = Options("fit_radii", norm, unit, exclude, axes).check().spec(params)
+    optimizer = radius_optimizer_or_default(radius_optimizer)
     if not spec.layout.tensors:
         raise ValueError(
             "`fit_radii` got `params` without a tensor to project: pass the fine-tuned parameters."

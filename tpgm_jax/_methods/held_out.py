@@ -80,6 +80,12 @@ def check_held_out_loss(held_out_loss: Any) -> Callable[..., jax.Array]:
                     "`tpgm` out of it, and `exclude` the other leaves: they then get the base "
                     "optimizer's update, and `held_out_loss` gets the whole tree."
                 )
+            elif type(params).__module__.startswith("flax.nnx"):
+                error.add_note(
+                    "`held_out_loss` got the parameters, an `nnx.State`, and not the model. With "
+                    "`graph, _, rest = nnx.split(model, nnx.Param, ...)` before the update, the "
+                    "model is `nnx.merge(graph, params, rest)`."
+                )
             raise
 
     return checked

@@ -145,9 +145,10 @@ def _verdict(result: Result) -> list[str]:
         different = sum(not x["same"] for x in result["not_measured"])
         count = f"not measured: {plural(len(result['not_measured']), 'tensor')}"
         last.append(f"{count}, {different} different" if different else count)
-    totals = (
+    sums = (
         f"{plural(totals['tensors'], 'tensor')} of {totals['parameters']:,} parameters: "
         f"l2 {totals['l2']:.3g}, relative {totals['relative']:.3g}, "
         f"largest mars {totals['mars_largest']:.3g}"
     )
-    return [totals, "; ".join(last)] if last else [totals]
+    sums = sums if result["tensors"] else "no tensor of both was measured"
+    return [sums, "; ".join(last)] if last else [sums]

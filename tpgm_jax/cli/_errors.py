@@ -47,9 +47,9 @@ def import_optional(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        because = f"{module.partition('.')[0]} is not installed"
-        remedy = "pip install 'tpgm-jax[cli]'"
-        raise CommandError("this command cannot run", because, remedy) from error
+        package = module.partition(".")[0].replace("orbax", "orbax-checkpoint")
+        because = f"{package} is not installed"
+        raise CommandError("this command cannot run", because, f"pip install {package}") from error
 
 
 def printable(text: str, limit: int = 200) -> str:

@@ -8,14 +8,13 @@ from tpgm_jax.cli._errors import CommandError, printable, unreadable
 from tpgm_jax.cli._msgpack import Msgpack
 from tpgm_jax.cli._npz import Npz, pickle_error
 from tpgm_jax.cli._orbax import Orbax, find_item
-from tpgm_jax.cli._safetensors import INDEX, Safetensors, find_weights
+from tpgm_jax.cli._safetensors import GIT_LFS, INDEX, Safetensors, find_weights
 
 SUFFIXES = (".safetensors", ".msgpack", ".npz")
 FORMATS = "safetensors (a file, a Hugging Face folder or its index), flax msgpack, npz, or Orbax"
-_GIT_LFS = b"version https://git-lfs"
 # How files of other formats begin, and what they are.
 _OTHERS = {
-    _GIT_LFS: ("a Git LFS pointer, not the file", "run `git lfs pull`"),
+    GIT_LFS: ("a Git LFS pointer, not the file", "run `git lfs pull`"),
     b"\x89HDF\r\n\x1a\n": ("HDF5 (Keras)", "load it with Keras or h5py and save safetensors"),
     b"GGUF": ("GGUF, which is quantized", "use the safetensors that it was made of"),
     b"\x93NUMPY": ("a single array (.npy)", "save it with `numpy.savez`"),
@@ -51,8 +50,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if head.startswith(b"PK\3\4"):
         return Npz(path)
     # The first eight bytes of safetensors are a length, which may look like anything.
-    named = path.suffix == ".safetensors" and not head.startswith(_GIT_LFS)
-    if named or head[8:9] == b"{":
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
         return Safetensors(path, path, folder=False)
     for magic, (what, remedy) in _OTHERS.items():
         if head.startswith(magic):
@@ -74,7 +72,18 @@ def _open_directory(path: Path) -> Checkpoint:
     if (path / "saved_model.pb").exists() or any(path.glob("*.index")):
         remedy = "load it with TensorFlow and save safetensors"
         raise unreadable(path, "it is a TensorFlow checkpoint", remedy)
-    files = sorted(x for x in path.iterdir() if x.suffix in (".msgpack", ".npz", ".bin", ".h5"))
-    what = f"file, such as {printable(str(files[0]))}" if files else f"step, such as {path}/1000"
-    because = "neither it nor a directory in it has safetensors or Orbax's file _METADATA"
-    raise CommandError(f"{path} is not a checkpoint", because, f"name the {what}")
+    files = sorted(path.iterdir())
+    pickles = [x for x in files if x.suffix in (".bin", ".pt", ".pth")]
+    files = [x for x in files if x.suffix in (".msgpack", ".npz", ".h5")]
+    if pickles and not files:
+        raise pickle_error(pickles[0])
+    remedy = f"name the step, such as {path}/1000"
+    if (path / "config.json").exists():
+        remedy = "its weights are missing: fetch them"
+    if files:
+        remedy = f"name the file, such as {printable(str(files[0]))}"
+    raise CommandError(
+        f"{path} is not a checkpoint",
+        "neither it nor a directory in it has safetensors or Orbax's file _METADATA",
+        remedy,
+    )

@@ -69,6 +69,7 @@ def proposal(
     Only if it matches at least half of the names in one of the two, with equal shapes.
     """
     slashes = any("/" in x for x in lost) != any("/" in x for x in added)
+    slashes = slashes and any("." in x for x in (*lost, *added))
     # The rest of a name after its first levels, and the shape, to these levels.
     prefixes: dict[tuple[str, tuple[int, ...]], str | None] = {}
     for name in lost:

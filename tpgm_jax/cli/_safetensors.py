@@ -20,6 +20,7 @@ from tpgm_jax.cli._errors import import_optional, printable, quoted, reading, un
 
 INDEX = ".safetensors.index.json"
 KIND = "safetensors"
+GIT_LFS = b"version https://git-lfs"  # how a file begins that `git clone` left to be fetched
 # NumPy's names of the dtypes. NumPy has no dtypes of less than 8 bits, such as F4.
 _NAMES = {
     **{"BOOL": "bool", "BF16": "bfloat16", "C64": "complex64"},
@@ -92,6 +93,9 @@ class Safetensors(Checkpoint):
 def _entries(file: Path) -> Iterator[Entry]:
     """The tensors of a file, in the order of their bytes."""
     safetensors = import_optional("safetensors")
+    with file.open("rb") as opened:
+        if opened.read(len(GIT_LFS)) == GIT_LFS:
+            raise unreadable(file, "it is a Git LFS pointer, not the file", "run `git lfs pull`")
     with reading(file, KIND):
         with safetensors.safe_open(file, framework="numpy") as checked:
             if len(checked.offset_keys()) > MOST_ENTRIES:

@@ -1,4 +1,4 @@
-"""Plots of learned radii, with matplotlib: `pip install 'tpgm-jax[plot]'`.
+"""Plots of learned radii, with matplotlib: `pip install matplotlib`.
 
 Every function draws into the given axes, or into a new figure, and returns the axes. The caller
 shows or saves the figure.

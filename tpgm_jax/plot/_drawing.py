@@ -32,7 +32,7 @@ def new_axes(ax: "Axes | None", width: float, height: float) -> "Axes":
     except ImportError as error:
         raise ImportError(
             "`tpgm_jax.plot` cannot draw, because matplotlib is not installed: "
-            "pip install 'tpgm-jax[plot]'."
+            "pip install matplotlib."
         ) from error
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
