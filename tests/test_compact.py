@@ -160,7 +160,8 @@ def test_the_state_knows_how_far_rows_are_from_the_anchor(norm, initial_radius):
     tx: Any = tpgm_jax.ftp(
         optax.adam(1e-2), memory="compact", norm=norm, initial_radius=initial_radius
     )
-    step, state, params = make_step(tx), tx.init(anchor), anchor
+    state: Any = tx.init(anchor)
+    step, params = make_step(tx), anchor
     for t in range(5):
         params, state = step(params, state, random_tree({"kernel": (20, 7)}, t + 1))
         (size,), (n,) = ([np.ravel(x) for x in f] for f in (state.anchor_norms, state.row_norms))
@@ -175,7 +176,7 @@ def test_the_state_knows_how_far_rows_are_from_the_anchor(norm, initial_radius):
 def test_set_anchor_measures_the_rows_of_the_new_anchor(source):
     params = {"kernel": jnp.full((4, 3), 2.0)}
     tx: Any = tpgm_jax.ftp(optax.sgd(1.0), memory="compact", anchor=source)
-    state = tx.init(params)
+    state: Any = tx.init(params)
     scale = 0 if source == "zero" else 1
     np.testing.assert_array_equal(state.anchor_norms[0], np.full((1, 1, 3), scale * 8.0))
     new = {"kernel": jnp.tile(jnp.array([1.0, -5.0, 0.0]), (4, 1))}

@@ -213,5 +213,7 @@ def test_a_held_out_loss_that_calls_the_parameters_is_told_how_to_get_the_model(
     # As the note says:
     graph, _, rest = nnx.split(model, nnx.Param, ...)
     optimizer.update(
-        model, grads, held_out_loss=lambda params: jnp.sum(nnx.merge(graph, params, rest)(X))
+        model,
+        grads,
+        held_out_loss=lambda params: jnp.sum(nnx.merge(graph, params, rest)(jnp.asarray(X))),
     )

@@ -74,9 +74,12 @@ def trainer(net: nn.Module, method: Method, exclude: str | None, steps: int, epo
     """
     cosine = optax.cosine_decay_schedule(1.0, steps)
 
-    def optimizer(rate: Any, *own: Any) -> optax.GradientTransformationExtraArgs:
-        # The remainder, because a state to go on from has counted steps.
-        hyper = Hyper(lambda step: rate * cosine(step % steps), *own, epoch, exclude)
+    def optimizer(rate: Any, value: Any, importance: Any, key: Any):
+        def decayed(step: Any) -> Any:
+            # The remainder, because a state to go on from has counted steps.
+            return rate * cosine(step % steps)
+
+        hyper = Hyper(decayed, value, importance, key, epoch, exclude)
         return optax.with_extra_args_support(method(hyper))
 
     def loss(params: Any, split: Split, rows: jax.Array) -> jax.Array:
