@@ -44,7 +44,8 @@ def report(rows: Sequence[Row]) -> str:
         parts.append(f"### Trained on {source}, {head} head")
         if probe:
             parts.append(f"Before fine-tuning: {numbers(probe, source)}.")
-        parts += [by_rate(groups, source), selection(groups, source)]
+        if groups:
+            parts += [by_rate(groups, source), selection(groups, source)]
     return "\n\n".join(parts)
 
 
