@@ -48,6 +48,9 @@ def compare(
         head: a regular expression for the names of new tensors. No method constrains them; LP-FT
             trains them alone first.
     """
+    train, held_out = list(train), list(held_out)  # each method reads them again
+    if len(train) != len(held_out):
+        raise ValueError(f"got {len(train)} batches to train on, and {len(held_out)} held out")
     names: Any = {"exclude": head} if head else {}
 
     def schedule(rate: float) -> optax.Schedule:
@@ -111,7 +114,7 @@ def show(rows: Sequence[Row], picture: Path) -> None:
     print(f"{'method':12} {'rate':>8}", *(f"{name:>12}" for name in columns))
     order = list(dict.fromkeys(row["method"] for row in rows))
     for row in sorted(rows, key=lambda row: order.index(row["method"])):
-        numbers = (f"{row[name]:12.1f}" for name in columns)
+        numbers = (f"{row[name]:12.4g}" for name in columns)
         print(f"{row['method']:12} {row['rate']:8.0e}", *numbers, "*" if row["chosen"] else "")
     print("*: the rate that validation chooses")
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")

@@ -90,8 +90,8 @@ def radii(rows: Frame, colours: Colours) -> Figure:
 def _style(method: str, colours: Colours) -> dict[str, Any]:
     colour, marker = STYLES[method]
     dashes = "--" if method.endswith("_mean") else "-"
-    colour = colours.get(colour, colour)
-    return {"color": colour, "marker": marker, "ms": 5, "ls": dashes, "label": LABELS[method]}
+    style = {"color": colours.get(colour, colour), "marker": marker, "ms": 5}
+    return style | {"ls": dashes, "label": LABELS[method]}
 
 
 def _panels(rows: int, height: float) -> tuple[Figure, np.ndarray]:
@@ -107,7 +107,7 @@ def _panels(rows: int, height: float) -> tuple[Figure, np.ndarray]:
 
 
 def _with_legend(figure: Figure, colours: Colours) -> Figure:
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    style: Any = {"frameon": False, "labelcolor": colours["ink"]}
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, **style)
+    legend = figure.axes[0].get_legend_handles_labels()
+    style: Any = {"loc": "outside lower center", "labelcolor": colours["ink"]}
+    figure.legend(*legend, ncols=3, frameon=False, **style)
     return figure

@@ -68,19 +68,16 @@ def finetune(
 
 @cache
 def trainer(net: nn.Module, method: Method, exclude: str | None, steps: int, epoch: int) -> Any:
-    """The compiled parts of `finetune`: the optimizer's first state, and a step.
-
-    The step is called from Python, because XLA's convolutions in a scan are slow on CPU.
-    """
+    """The optimizer's first state, and a step. In a scan, convolutions would be slow on CPU."""
     cosine = optax.cosine_decay_schedule(1.0, steps)
 
-    def optimizer(rate: Any, value: Any, importance: Any, key: Any):
-        def decayed(step: Any) -> Any:
-            # The remainder, because a state to go on from has counted steps.
+    def optimizer(rate: Any, value: Any, importance: Any, key: Any) -> Any:
+        # The remainder, because a state to go on from has counted steps.
+        def schedule(step: Any) -> Any:
             return rate * cosine(step % steps)
 
-        hyper = Hyper(decayed, value, importance, key, epoch, exclude)
-        return optax.with_extra_args_support(method(hyper))
+        made = method(Hyper(schedule, value, importance, key, epoch, exclude))
+        return optax.with_extra_args_support(made)
 
     def loss(params: Any, split: Split, rows: jax.Array) -> jax.Array:
         images, labels = (jnp.take(x, rows, axis=0) for x in split)

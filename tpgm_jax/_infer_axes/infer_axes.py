@@ -1,5 +1,7 @@
 """Reads rows and layers off the model that uses the parameters."""
 
+from __future__ import annotations  # so that `help` shows names, and not what they expand to
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -53,7 +55,7 @@ class InferredAxes(Mapping[str, Axes]):
             )
         return self._axes[name]
 
-    def __or__(self, declared: Mapping[str, Axes]) -> "InferredAxes":
+    def __or__(self, declared: Mapping[str, Axes]) -> InferredAxes:
         if not isinstance(declared, Mapping):
             raise TypeError(
                 f"`|` needs a mapping from patterns to `Axes`; got {type(declared).__name__}."
