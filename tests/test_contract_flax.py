@@ -206,15 +206,15 @@ def test_set_anchor_works_on_the_state_of_an_nnx_optimizer(method, x64):
 def test_a_held_out_loss_that_calls_the_parameters_is_told_how_to_get_the_model():
     model: Any = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, tpgm(optax.adam(0.1)), wrt=nnx.Param)
-    grads = nnx.grad(lambda model: jnp.sum(model(X)))(model)
+    grads = nnx.grad(lambda model: jnp.sum(model(x)))(model)
     with pytest.raises(TypeError, match="not callable") as error:
-        optimizer.update(model, grads, held_out_loss=lambda model: jnp.sum(model(X)))
+        optimizer.update(model, grads, held_out_loss=lambda model: jnp.sum(model(x)))
     assert "`nnx.merge(graph, params, rest)`" in "".join(error.value.__notes__)
     # As the note says:
     graph, _, rest = nnx.split(model, nnx.Param, ...)
 
     def held_out_loss(params):
         merged: Any = nnx.merge(graph, params, rest)
-        return jnp.sum(merged(X))
+        return jnp.sum(merged(x))
 
     optimizer.update(model, grads, held_out_loss=held_out_loss)

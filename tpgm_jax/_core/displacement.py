@@ -109,11 +109,11 @@ def store_displacement(problem: Problem, stored: optax.Params, c: list[jax.Array
 def initial_anchor_norms(fields: dict[str, Any], params: optax.Params, row_norms: Any) -> Any:
     """The field `anchor_norms` of a new state, from the stored anchor or else from `params`."""
     spec: Spec = fields["spec"]
+    if spec.memory == "full":
+        return Nothing()
     # `optax.tree.map_params` needs a prefix of other states from a tree without leaves.
     if not spec.layout.leaves:
         return row_norms
-    if spec.memory == "full":
-        return jax.tree.map(lambda _: Nothing(), row_norms)
     measured = fields["anchor"] if spec.anchor_source == "init" else params
     return anchor_norms(spec, spec.layout.constrained(measured))
 

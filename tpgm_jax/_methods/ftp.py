@@ -35,7 +35,8 @@ class FTPState(NamedTuple):
         radii: `[G]`, one for each group, in units of `norm`; zeros until the first update.
         row_norms: `N(c)`, how far each row would have gone from its anchor in the last step, before
             the projection. One array `[k, ...]` for each kind of `k` equal leaves.
-        anchor_norms: `N(W0)` of each row, like `row_norms`; placeholders with `memory="full"`.
+        anchor_norms: `N(W0)` of each row, like `row_norms`; a placeholder with
+            `memory="full"`.
         radius_state: state of the optimizer of `radii`.
         unit_size: `[G]`, the size of the anchor, the unit of the radius optimizer; a placeholder
             for `unit="norm"`.
@@ -55,7 +56,7 @@ class FTPState(NamedTuple):
     anchor: optax.Params
     radii: jax.Array
     row_norms: tuple[jax.Array, ...]
-    anchor_norms: tuple[jax.Array, ...]
+    anchor_norms: tuple[jax.Array, ...] | Nothing
     radius_state: optax.OptState
     unit_size: jax.Array | Nothing
     displacement: optax.Params
