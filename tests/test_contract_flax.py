@@ -204,6 +204,7 @@ def test_set_anchor_works_on_the_state_of_an_nnx_optimizer(method, x64):
 
 
 def test_a_held_out_loss_that_calls_the_parameters_is_told_how_to_get_the_model():
+    x = jnp.ones((2, 4))
     model: Any = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, tpgm(optax.adam(0.1)), wrt=nnx.Param)
     grads = nnx.grad(lambda model: jnp.sum(model(x)))(model)
