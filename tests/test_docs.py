@@ -99,6 +99,18 @@ def test_linked_files_exist(page):
             assert (page.parent / link.partition("#")[0]).exists(), link
 
 
+@pytest.mark.slow
+def test_the_pictures_of_recorded_numbers_are_drawn_for_both_themes(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs/figures")
+    for folder in ("demo", "benchmarks"):
+        (tmp_path / folder).mkdir()
+    runpy.run_path(str(ROOT / "docs/figures/recorded.py"))["main"](tmp_path)
+    drawn = {str(x.relative_to(tmp_path)) for x in tmp_path.rglob("*.svg")}
+    names = ("demo/figure", "benchmarks/scaling")
+    assert drawn == {f"{name}-{theme}.svg" for name in names for theme in ("light", "dark")}
+    assert all((ROOT / "docs" / name).exists() for name in drawn)
+
+
 def test_the_script_draws_all_pictures(tmp_path):
     runpy.run_path(str(ROOT / "docs/figures/draw.py"))["main"](tmp_path)
     drawn, committed = (

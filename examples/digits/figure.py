@@ -25,7 +25,7 @@ STYLES = {
     "tpgm": ("#009E73", "s"),
     "ftp": ("#0072B2", "^"),
 }
-GREY = "#555555"
+GREY = "#808080"  # on light and on dark pages
 
 # A radius can collapse to 1e-8. Without a floor it would stretch the axis over all others.
 FLOOR = 1e-3
