@@ -34,7 +34,6 @@ LABELS = {
 }
 MODEL_LABELS = {"mlp": "MLP", "conv": "conv net", "vit": "ViT"}
 BASELINES = ("finetune", "wise", "l2sp")
-SUMMARISED = ("zero_shot", *BASELINES, "ftp", "tpgm", "ftp_anchor", "recommended")
 
 
 def labelled(table: Frame) -> str:
@@ -66,13 +65,15 @@ def pairs(means: Frame) -> Frame:
 
 
 def summary(tuned: Frame, curves: Frame) -> str:
-    """ID / OOD of the main methods at the chosen settings, and the range of OOD over the rates."""
-    means = tuned.xs("reused", level="head").groupby(["model", "method"])[["id", OOD]].mean()
+    """All methods at the chosen settings, and the range of OOD over the rates."""
+    numbers = ["id", OOD, "held back (5)", "new (3)"]
+    means = tuned.xs("reused", level="head").groupby(["model", "method"])[numbers].mean()
     by_rate = curves.groupby(["model", "method", "learning_rate"])[OOD].mean()
     spans = by_rate.groupby(["model", "method"]).agg(["min", "max"])
     spans = spans.apply(lambda x: " ({:.0f} to {:.0f})".format(*x), axis=1)
-    text = (pairs(means) + spans.reindex(means.index, fill_value="")).unstack("model")
-    rows = ([LABELS[x], *text.loc[x, [*cells.MODELS]]] for x in SUMMARISED)
+    shown = means.apply(lambda x: " / ".join(f"{number:.1f}" for number in x), axis=1)
+    text = (shown + spans.reindex(means.index, fill_value="")).unstack("model").fillna("")
+    rows = ([LABELS[x], *text.loc[x, [*cells.MODELS]]] for x in LABELS if x in text.index)
     return markdown(["", *MODEL_LABELS.values()], rows)
 
 
