@@ -32,7 +32,7 @@ def given(*draws) -> Any:
 
 
 def write_frost(folder):
-    """Made-up photographs of frost, as large as the smallest of the real ones."""
+    """Random images in place of the photographs of frost. They have the smallest one's size."""
     for i, name in enumerate(weather.FROST):
         write_image(folder / name, 560, weather.FROST_HEIGHT, seed=100 + i)
     return [str(folder / name) for name in weather.FROST]

@@ -184,6 +184,18 @@ def test_set_anchor_measures_the_rows_of_the_new_anchor(source):
     np.testing.assert_array_equal(state.anchor_norms[0], scale * np.array([[[4.0, 20.0, 0.0]]]))
 
 
+def test_set_anchor_leaves_a_state_without_tensors():
+    # `optax.partition` makes one for a label that no leaf has.
+    tx = optax.partition(
+        {"move": tpgm_jax.ftp(optax.sgd(1.0), memory="compact"), "freeze": optax.set_to_zero()},
+        lambda params: jax.tree.map(lambda _: "freeze", params),
+    )
+    params = {"kernel": jnp.ones((4, 3))}
+    state = tx.init(params)
+    again = tpgm_jax.set_anchor(state, params)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+
+
 def test_the_first_step_starts_from_the_weights_even_away_from_the_anchor():
     anchor, params = {"kernel": jnp.ones((4, 3))}, {"kernel": jnp.full((4, 3), 1.5)}
     tx = tpgm_jax.ftp(optax.sgd(1.0), memory="compact", anchor="argument", initial_radius=9.0)

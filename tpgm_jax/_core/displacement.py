@@ -106,14 +106,11 @@ def store_displacement(problem: Problem, stored: optax.Params, c: list[jax.Array
     return problem.spec.layout.replace(stored, new)
 
 
-def initial_anchor_norms(fields: dict[str, Any], params: optax.Params, row_norms: Any) -> Any:
+def initial_anchor_norms(fields: dict[str, Any], params: optax.Params) -> Any:
     """The field `anchor_norms` of a new state, from the stored anchor or else from `params`."""
     spec: Spec = fields["spec"]
     if spec.memory == "full":
         return Nothing()
-    # `optax.tree.map_params` needs a prefix of other states from a tree without leaves.
-    if not spec.layout.leaves:
-        return row_norms
     measured = fields["anchor"] if spec.anchor_source == "init" else params
     return anchor_norms(spec, spec.layout.constrained(measured))
 
@@ -125,6 +122,9 @@ def anchor_norms(spec: Spec, anchor: list[Any]) -> Any:
         spec: with the layout, the norm and the source of the anchor.
         anchor: the constrained leaves.
     """
+    # `optax.tree.map_params` needs a prefix of other states from a tree without leaves.
+    if not spec.layout.leaves:
+        return jnp.zeros(0)
 
     def compute(leaves: list[Any]) -> tuple[jax.Array, ...]:
         w0 = [jnp.asarray(x) for x in leaves]
@@ -142,7 +142,7 @@ def row_floors(problem: Problem, norms: Sequence[jax.Array]) -> list[jax.Array]:
     for n, kind in zip(norms, problem.kinds, strict=bool(problem.kinds)):
         leaves = [problem.w[i] for i in kind.members]
         n = limit_floor(n).astype(wide_dtype(leaves[0]))
-        # Leaves of one kind may differ in dtype, as float32 and bfloat16 do.
+        # One leaf of a kind may be float32, and another bfloat16.
         margins = np.array([floor_margin(x.dtype) for x in leaves], n.dtype)
         floors.append(n * margins.reshape(-1, *[1] * (n.ndim - 1)))
     return floors
@@ -154,7 +154,7 @@ def limit_floor(n: jax.Array) -> jax.Array:
 
 
 def floor_margin(dtype: jnp.dtype) -> float:
-    """The smallest norm of a row, as a share of its norm in the anchor."""
+    """The smallest norm of a row, divided by its norm in the anchor."""
     eps = float(jnp.finfo(dtype).eps)
     # 2^-15 of a row's own size in float32. Half precision has no bits to spare.
     return eps if jnp.finfo(dtype).bits < 32 else 256 * eps

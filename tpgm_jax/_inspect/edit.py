@@ -147,7 +147,7 @@ def _measured(state: Any, stored: optax.Params, params: optax.Params) -> list[An
 
 
 def _copy(new: Any, old: Any) -> Any:
-    """The arrays `new` in the containers of `old`, which may be those of another library."""
+    """The arrays `new` in the containers of `old`. NNX, for one, puts each array in a variable."""
     arrays, treedef = jax.tree.flatten(old)
     return treedef.unflatten(map(copy_like, arrays, jax.tree.leaves(new)))
 

@@ -103,8 +103,10 @@ def _program(out_sharding: Any, tensor: Tensor, norm: str, memory: str) -> Any:
         w0 = jnp.zeros_like(w) if w0 is None else jnp.asarray(to_device(w0))
         d = displacement(w, w0)
         n = norms(d, tensor, norm)
-        margin = floor_margin(w.dtype) if memory == "compact" else 0.0
-        floors = limit_floor(norms(w0.astype(d.dtype), tensor, norm)) * margin
+        floors = jnp.zeros_like(n)
+        if memory == "compact":
+            sizes = norms(w0.astype(d.dtype), tensor, norm)
+            floors = limit_floor(sizes) * floor_margin(w.dtype)
         rows = [n, norms(w.astype(d.dtype), tensor, norm), floors]
         axes = (*tensor.inputs, *tensor.rows)
         columns = [jnp.max(x, axis=axes) for x in rows]

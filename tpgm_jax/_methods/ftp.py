@@ -35,8 +35,7 @@ class FTPState(NamedTuple):
         radii: `[G]`, one for each group, in units of `norm`; zeros until the first update.
         row_norms: `N(c)`, how far each row would have gone from its anchor in the last step, before
             the projection. One array `[k, ...]` for each kind of `k` equal leaves.
-        anchor_norms: `N(W0)` of each row, like `row_norms`; a placeholder with
-            `memory="full"`.
+        anchor_norms: `N(W0)` of each row, like `row_norms`; a placeholder for `memory="full"`.
         radius_state: state of the optimizer of `radii`.
         unit_size: `[G]`, the size of the anchor, the unit of the radius optimizer; a placeholder
             for `unit="norm"`.
@@ -196,14 +195,13 @@ def ftp(
     def init_fn(params: optax.Params) -> FTPState:
         fields = initial_fields(options, params)
         checks.number_at(k, fields["step"], "k", largest=1)
-        layout, learned = fields["spec"].layout, initial_radii(fields, params, radius_base)
-        norms = _displacement.initial_anchor_norms(fields, params, learned["row_norms"])
+        layout = fields["spec"].layout
         return FTPState(
             base_state=checks.init_base(base, params, "ftp"),
             displacement=zeros_like(params, layout) if full else empty_like(params),
-            anchor_norms=norms,
+            anchor_norms=_displacement.initial_anchor_norms(fields, params),
             **fields,
-            **learned,
+            **initial_radii(fields, params, radius_base),
         )
 
     def update_fn(

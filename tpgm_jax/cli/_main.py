@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
+import numpy as np
+
 from tpgm_jax._core.axes import Tensor
 from tpgm_jax._core.rows_by_name import conv1d_names
 from tpgm_jax.cli import _compare, _project
@@ -30,10 +32,11 @@ def run(argv: Sequence[str] | None = None) -> int:
     signals = Signals()
     try:
         args = parser().parse_args(argv)
-        with signals.handled(), warnings.catch_warnings():
-            # Libraries warn of what is no news here: numbers that are not finite, which are
-            # counted, missing glyphs, and shardings.
-            warnings.simplefilter("ignore")
+        # No news here: numbers that are not finite, which are counted; names in a script that the
+        # font lacks; and Orbax's advice on shardings.
+        with signals.handled(), np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")
+            warnings.filterwarnings("ignore", module="orbax")
             code = (compare if args.command == "compare" else project)(args, signals)
             sys.stdout.flush()
             signals.check()

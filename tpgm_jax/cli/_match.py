@@ -65,7 +65,7 @@ def match(
 ) -> Match:
     """Matches two checkpoints by name.
 
-    `rules` and `exclude` are those of `--rename` and `--exclude`. The pre-trained entries get the
+    `rules` and `exclude` come from `--rename` and `--exclude`. The pre-trained entries get the
     names of the fine-tuned ones. `everything` is whether to keep training state.
     """
     renamed = rename(pretrained, finetuned, rules) if rules else 0
