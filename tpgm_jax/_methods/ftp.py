@@ -260,6 +260,9 @@ def ftp(
         ends = p.spread(r)
         if floors is not None:
             ends = [jnp.maximum(*pair) for pair in zip(ends, floors, strict=True)]
+            # On GPUs XLA would divide the radii of several kinds in one kernel. All their `c` would
+            # be in memory at once: twice as many temporaries.
+            ends = jax.lax.optimization_barrier(ends)
         new = p.project(c, sizes, ends)
         stored = state.displacement
         kept = _displacement.norms_after_skip(p, norms, state.radii) if full else norms
