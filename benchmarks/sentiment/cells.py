@@ -47,23 +47,24 @@ class Job(NamedTuple):
 def jobs() -> Iterator[Job]:
     """All trainings of the study, the most important first.
 
-    On movies with a probed head, three seeds of the first setting of each method, the smallest rate
-    last, because no method does anything there. Then one seed of the fresh head, of Amazon, and of
-    the other settings. Then the other seeds.
+    On movies with a probed head, three seeds of the first setting of each method. Then one seed of
+    the fresh head, of Amazon, and of the other settings. Then the smallest rate, where most methods
+    do little, and the other seeds.
     """
     for source in SOURCES:
         probe = Cell(source, "probed", "probe", 0.0, "", 0)
         yield Job(probe, (probe,))
     main, fresh, amazon = ("movie", "probed"), ("movie", "fresh"), ("amazon", "probed")
+    variants = (fresh, True), (amazon, True), (main, False)
     for rates in (RATES[:-1], RATES[-1:]):
         for seed in SEEDS[:3]:
             yield from of_seed(*main, seed, first=True, rates=rates)
-    for start, first in ((fresh, True), (amazon, True), (main, False)):
-        yield from of_seed(*start, SEEDS[0], first)
+        for start, first in variants:
+            yield from of_seed(*start, SEEDS[0], first, rates)
     for seed in SEEDS[3:]:
         yield from of_seed(*main, seed, first=True)
     for seed in SEEDS[1:]:
-        for start, first in ((fresh, True), (amazon, True), (main, False)):
+        for start, first in variants:
             yield from of_seed(*start, seed, first)
     for seed in SEEDS:
         for start in (fresh, amazon):
