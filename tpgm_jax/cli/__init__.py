@@ -17,15 +17,4 @@
     _arguments, _main   arguments and exit codes
 """
 
-from collections.abc import Sequence
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line, and returns its exit code.
-
-    Args:
-        argv: arguments without the program's name. Default: `sys.argv[1:]`.
-    """
-    from tpgm_jax.cli._main import run
-
-    return run(argv)
+from tpgm_jax.cli._main import main as main

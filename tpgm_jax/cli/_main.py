@@ -27,8 +27,12 @@ DIFFERENT, BAD, TOO_FAR = 1, 2, 3
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
-def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line, and returns its exit code."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns its exit code.
+
+    Args:
+        argv: arguments without the program's name. Default: `sys.argv[1:]`.
+    """
     signals = Signals()
     try:
         args = parser().parse_args(argv)
