@@ -9,7 +9,7 @@
     _open               detection of the format
     _output             atomic output, and signals
     _kinds              what a tensor is: quantized, statistic, training state
-    _rename, _match     two checkpoints, matched by name
+    _match              two checkpoints, matched by name; `--rename`
     _rows               axes of the tensors
     _numbers            the arithmetic, in NumPy
     _compare, _project  distances and their table; new weights
