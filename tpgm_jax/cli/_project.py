@@ -49,7 +49,7 @@ def projection(
 ) -> Ratio:
     """For a ball around the anchor. For the unit "anchor" it reads the anchor once more."""
     radii: Mapping[str, Any] = dict.fromkeys(tensors, radius)
-    if unit == "anchor":
+    if unit == "anchor" and tensors:  # of no tensors there is no mean size
         radii = anchor_radii(radius, norm, tensors, pretrained.read)
     return lambda name, w, w0: projection_ratio(w, w0, tensors[name], radii[name], norm)
 
