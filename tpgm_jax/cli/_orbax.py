@@ -46,20 +46,17 @@ class Orbax(Checkpoint):
             self._metadata = self._checkpointer.metadata(item)
             if self._metadata.item_metadata is None:
                 raise ValueError("the metadata of its arrays is missing or damaged")
-            pairs, self._structure = jax.tree.flatten_with_path(
-                self._metadata.item_metadata.tree, is_leaf=lambda node: hasattr(node, "shape")
-            )
-            self._leaves = [leaf for _, leaf in pairs]
+            tree = self._metadata.item_metadata.tree
+            pairs, self._structure = jax.tree.flatten_with_path(tree)
             stored = sum(x.stat().st_size for x in item.rglob("*") if x.is_file())
-            check_expansion(path, sum(map(_size, self._leaves)), stored)
-            names = [jax.tree_util.keystr(x, simple=True, separator="/") for x, _ in pairs]
-            super().__init__(path, map(_entry, names, self._leaves, range(len(pairs))))
+            check_expansion(path, sum(_size(leaf) for _, leaf in pairs), stored)
+            super().__init__(path, (_entry(i, *pair) for i, pair in enumerate(pairs)))
 
     def close(self) -> None:
         self._checkpointer.close()
 
     def _read(self, entry: Entry) -> np.ndarray:
-        value = self._restore(entry.source)
+        value = self._restore(entry)
         if entry.dtype is None:
             data = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
             return np.frombuffer(data, np.uint8)
@@ -68,22 +65,18 @@ class Orbax(Checkpoint):
             raise ValueError(f"the shape or dtype of {entry.name!r} differs from the metadata")
         return array
 
-    def _restore(self, index: int) -> Any:
-        ocp = self._ocp
-        items = [ocp.PLACEHOLDER for _ in self._leaves]
-        args = [ocp.RestoreArgs() for _ in self._leaves]
-        items[index] = self._leaves[index]
-        args[index] = ocp.RestoreArgs(restore_type=np.ndarray if self._is_array(index) else None)
+    def _restore(self, entry: Entry) -> Any:
+        ocp, (index, leaf) = self._ocp, entry.source
+        items: list[Any] = [ocp.PLACEHOLDER] * self._structure.num_leaves
+        args = [ocp.RestoreArgs()] * self._structure.num_leaves
+        items[index] = leaf
+        args[index] = ocp.RestoreArgs(restore_type=np.ndarray if _is_array(leaf) else None)
         item, restore_args = map(self._structure.unflatten, (items, args))
         with reading(self.path, self.kind):
             tree = self._checkpointer.restore(
                 self._item, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args)
             )
-        return jax.tree.leaves(tree, is_leaf=lambda x: x is ocp.PLACEHOLDER)[index]
-
-    def _is_array(self, index: int) -> bool:
-        """Whether a leaf is an array, and not a number or text of Python."""
-        return getattr(self._leaves[index], "storage", None) is not None
+        return jax.tree.leaves(tree)[index]
 
     def save(self, target: Path, replacement: Replacement) -> list[str]:
         values = [self._new_value(entry, replacement) for entry in self.entries.values()]
@@ -101,23 +94,30 @@ class Orbax(Checkpoint):
         return []
 
     def _new_value(self, entry: Entry, replacement: Replacement) -> Any:
-        value = replacement(entry)
+        (_, leaf), value = entry.source, replacement(entry)
         if value is None:
-            value = self._restore(entry.source)
-        elif not self._is_array(entry.source):
+            value = self._restore(entry)
+        elif not _is_array(leaf):
             value = value.item()
-        if getattr(self._leaves[entry.source], "sharding", None) is None:
+        if getattr(leaf, "sharding", None) is None:
             return value
         with jax.enable_x64(True):  # what was a `jax.Array` is restored as one
             return jax.numpy.asarray(value)
 
 
-def _entry(name: str, leaf: Any, index: int) -> Entry:
+def _entry(index: int, path: Any, leaf: Any) -> Entry:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
     dtype, shape = getattr(leaf, "dtype", None), getattr(leaf, "shape", None)
     if dtype is None or shape is None:
-        return Entry(name, (), type(leaf).__name__.removesuffix("Metadata").lower(), 0, index)
+        label = type(leaf).__name__.removesuffix("Metadata").lower()
+        return Entry(name, (), label, 0, (index, leaf))
     dtype = np.dtype(dtype)
-    return Entry(name, tuple(shape), dtype.name, bytes_of(shape, dtype), index)
+    return Entry(name, tuple(shape), dtype.name, bytes_of(shape, dtype), (index, leaf))
+
+
+def _is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array, and not a number or text of Python."""
+    return getattr(leaf, "storage", None) is not None
 
 
 def _size(leaf: Any) -> int:
