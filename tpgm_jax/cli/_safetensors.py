@@ -19,7 +19,6 @@ from tpgm_jax.cli._checkpoint import MOST_ENTRIES, Checkpoint, Entry, Replacemen
 from tpgm_jax.cli._errors import import_optional, printable, quoted, reading, unreadable
 
 INDEX = ".safetensors.index.json"
-KIND = "safetensors"
 GIT_LFS = b"version https://git-lfs"  # how a file begins that `git clone` left to be fetched
 # NumPy's names of the dtypes. NumPy has no dtypes of less than 8 bits, such as F4.
 _NAMES = {
@@ -48,7 +47,7 @@ class Safetensors(Checkpoint):
         folder: whether a copy is a folder, with the small files beside the weights.
     """
 
-    kind = KIND
+    kind = "safetensors"
 
     def __init__(self, path: Path, weights: Path, folder: bool):
         self._weights, self._folder = weights, folder
@@ -89,7 +88,7 @@ class Safetensors(Checkpoint):
 def _entries(file: Path) -> Iterator[Entry]:
     """The tensors of a file, in the order of their bytes."""
     safetensors = import_optional("safetensors")
-    with file.open("rb") as opened, reading(file, KIND):
+    with file.open("rb") as opened, reading(file, Safetensors.kind):
         start = opened.read(len(GIT_LFS))
         if start == GIT_LFS:
             raise unreadable(file, "it is a Git LFS pointer, not the file", "run `git lfs pull`")
