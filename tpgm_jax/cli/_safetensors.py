@@ -39,12 +39,9 @@ _WEIGHTS = (
 
 
 class Safetensors(Checkpoint):
-    """One or more safetensors files.
+    """One or more safetensors files. `path` is the path to show, and `weights` a file or an index.
 
-    Args:
-        path: the path to show.
-        weights: a safetensors file, or an index.
-        folder: whether a copy is a folder, with the small files beside the weights.
+    A copy of a `folder` is a folder, with the small files beside the weights.
     """
 
     kind = "safetensors"
