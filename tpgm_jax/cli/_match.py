@@ -73,22 +73,23 @@ def match(
     names of the fine-tuned ones. `everything` is whether to keep training state.
     """
     renamed = rename(pretrained, finetuned, rules) if rules else 0
-    old, new = pretrained.entries, finetuned.entries
-    names = list(dict.fromkeys([*new, *old]))
+    both = pretrained.entries, finetuned.entries
+    names = list(dict.fromkeys([*finetuned.entries, *pretrained.entries]))
     try:
         excluded = set().union(*(match_pattern(x, names, "--exclude") for x in exclude))
     except ValueError as error:
         raise CommandError(str(error)) from error
     training = set() if everything else training_state(names) - excluded
     skipped = excluded | training
-    both = {x: (old[x], new[x]) for x in new if x in old and x not in skipped}
-    shapes = {x: (w0.shape, w.shape) for x, (w0, w) in both.items() if w0.shape != w.shape}
-    labels = {x: (w0.label, w.label) for x, (w0, w) in both.items() if w0.label != w.label}
-    common = natural_order(sorted(both.keys() - shapes.keys()))
-    only_old, only_new = (
-        [x for x in one if x not in other and x not in skipped]
-        for one, other in ((old, new), (new, old))
-    )
+    old, new = ({x: entries[x] for x in entries if x not in skipped} for entries in both)
+    pairs = {x: (old[x], new[x]) for x in new if x in old}
+    shapes = {x: (w0.shape, w.shape) for x, (w0, w) in pairs.items() if w0.shape != w.shape}
+    labels = {x: (w0.label, w.label) for x, (w0, w) in pairs.items() if w0.label != w.label}
+    kinds = [x for x, (w0, w) in pairs.items() if w0.kind != w.kind and (w0.movable or w.movable)]
+    common = natural_order(sorted(pairs.keys() - shapes.keys()))
+    only_old, only_new = [x for x in old if x not in new], [x for x in new if x not in old]
+    # With the skipped entries, because the scale alone may be excluded.
+    quantized = set().union(*map(quantized_names, both)) - skipped
     return Match(
         pretrained,
         finetuned,
@@ -97,12 +98,8 @@ def match(
         only_new,
         shapes_differ=shapes,
         dtypes_differ=labels,
-        kinds_differ={
-            x: pair
-            for x, pair in labels.items()
-            if old[x].kind != new[x].kind and (old[x].movable or new[x].movable)
-        },
-        quantized=sorted((quantized_names(old) | quantized_names(new)) - skipped),
+        kinds_differ={x: labels[x] for x in kinds},
+        quantized=sorted(quantized),
         statistics=[x for x in common if new[x].movable and is_statistic(x)],
         excluded=natural_order(sorted(excluded)),
         training_state=natural_order(sorted(training)),
