@@ -81,10 +81,7 @@ def _row_sums(
 
 
 def anchor_radii(
-    radius: float,
-    norm: str,
-    tensors: Mapping[str, Tensor],
-    read: Callable[[str], np.ndarray],
+    radius: float, norm: str, tensors: Mapping[str, Tensor], read: Callable[[str], np.ndarray]
 ) -> dict[str, np.ndarray]:
     """A radius in units of the anchor, in the norm, for each group of each tensor.
 
@@ -103,11 +100,7 @@ def anchor_radii(
 
 
 def projection_ratio(
-    params: np.ndarray,
-    anchor: np.ndarray,
-    tensor: Tensor,
-    radius: np.ndarray | float,
-    norm: str,
+    params: np.ndarray, anchor: np.ndarray, tensor: Tensor, radius: np.ndarray | float, norm: str
 ) -> np.ndarray:
     """`min(1, r / n)`, as `tpgm_jax.project_to_anchor` computes it, for radii of `radius_shape`."""
     (n,) = _row_sums(params, anchor, tensor, (_POWER[norm],))
