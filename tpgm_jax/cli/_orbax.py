@@ -4,8 +4,11 @@ Arrays are restored one by one. If one of several cannot be read, Orbax closes t
 others, whose threads then print tracebacks. A copy is written by Orbax from the whole tree.
 """
 
+import asyncio
+import copy
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +44,21 @@ class Orbax(Checkpoint):
         jax.config.update("jax_platforms", "cpu")
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's logger
         with reading(path, self.kind):
-            _check_arrays(item)
-            self._checkpointer = self._ocp.PyTreeCheckpointer()
+            types = self._ocp.type_handlers
+            handlers = {x: types.get_type_handler(x) for x in types.supported_types()}
+            registry = types.create_type_handler_registry(
+                *((x, _returning_errors(handler)) for x, handler in handlers.items())
+            )
+            handler = self._ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+            self._checkpointer = self._ocp.Checkpointer(handler)
             self._metadata = self._checkpointer.metadata(item)
             if self._metadata.item_metadata is None:
                 raise ValueError("the metadata of its arrays is missing or damaged")
             tree = self._metadata.item_metadata.tree
             pairs, self._structure = jax.tree.flatten_with_path(tree)
+            for _, leaf in pairs:
+                if isinstance(leaf, Exception):  # without how it was opened, in JSON
+                    raise ValueError(str(leaf).partition(" [tensorstore_spec")[0])
             stored = sum(x.stat().st_size for x in item.rglob("*") if x.is_file())
             check_expansion(path, sum(_size(leaf) for _, leaf in pairs), stored)
             super().__init__(path, (_entry(i, *pair) for i, pair in enumerate(pairs)))
@@ -127,15 +138,17 @@ def _size(leaf: Any) -> int:
     return itemsize * max(math.prod(getattr(leaf, "shape", None) or ()), math.prod(chunk))
 
 
-def _check_arrays(item: Path) -> None:
-    """Opens each array. Orbax opens all at once, with the same tracebacks if one is damaged."""
-    ts = import_optional("tensorstore")
-    spec: dict[str, Any] = {"driver": "file", "path": f"{item}/"}
-    if (item / _DATABASE).exists():
-        spec = {"driver": "ocdbt", "base": spec}
-    store = ts.KvStore.open(spec).result()
-    for key in store.list().result():
-        folder, _, file = key.decode().rpartition("/")
-        driver = {".zarray": "zarr", "zarr.json": "zarr3"}.get(file)
-        if driver:
-            ts.open({"driver": driver, "kvstore": (store / folder).spec().to_json()}).result()
+def _returning_errors(handler: Any) -> Any:
+    """A handler of Orbax whose descriptions of arrays may be errors.
+
+    It opens all arrays at once. An error that is raised would close the event loop of the others.
+    """
+
+    async def metadata(infos: Sequence[Any]) -> list[Any]:
+        each = (handler.metadata([info]) for info in infos)
+        found = await asyncio.gather(*each, return_exceptions=True)
+        return [x if isinstance(x, BaseException) else x[0] for x in found]
+
+    copied = copy.copy(handler)
+    copied.metadata = metadata
+    return copied
