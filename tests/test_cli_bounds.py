@@ -17,11 +17,11 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path):
     flat = {f"block_{i}/kernel": tensor for i in range(64)}
     path = save(tmp_path / "w.safetensors", flat)
     code = (
-        "import resource, sys; from tpgm_jax.cli._main import run;"
+        "import resource, sys; from tpgm_jax.cli import main;"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024;"
         "import safetensors; before = peak();"
-        "assert run(['compare', *sys.argv[1:]]) == 0; compared = peak() - before;"
-        "assert run(['project', *sys.argv[1:], '--radius', '1', '-o', sys.argv[1] + '.o']) == 0;"
+        "assert main(['compare', *sys.argv[1:]]) == 0; compared = peak() - before;"
+        "assert main(['project', *sys.argv[1:], '--radius', '1', '-o', sys.argv[1] + '.o']) == 0;"
         "print(compared, peak() - before)"
     )
     run = subprocess.run(

@@ -276,6 +276,16 @@ def test_a_plot_of_many_tensors_has_a_row_for_each_block(tmp_path, capsys):
     assert "layer.0.a" not in svg
 
 
+@pytest.mark.parametrize("distances", [(1e308, 1e308), (1e306, 1e-6, 1e-6), (0.0, np.nan), ()])
+def test_a_plot_of_distances_without_a_scale_is_drawn(distances, tmp_path, capsys):
+    flat = {f"w{i}": np.full(1, x) for i, x in enumerate(distances)} | {"count": np.arange(2)}
+    zeros = {name: np.zeros_like(x) for name, x in flat.items()}
+    paths = [save(tmp_path / f"{i}.npz", x) for i, x in enumerate((zeros, flat))]
+    code, _, err = command(capsys, "compare", *paths, "--plot", tmp_path / "x.png")
+    assert (code in (0, 1), err) == (True, "")
+    assert (tmp_path / "x.png").exists()
+
+
 def test_json_is_the_only_output(tmp_path, capsys):
     path = save(tmp_path / "x.npz", weights(0))
     _, out, err = command(capsys, "compare", path, path, "--json")

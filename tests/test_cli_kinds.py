@@ -82,6 +82,14 @@ def test_quantized_weights_are_refused_if_only_one_checkpoint_has_the_scale(tmp_
     assert (code, "l.weight_scale_inv" in err) == (2, True)
 
 
+def test_numbers_stay_quantized_if_their_scale_alone_is_excluded(tmp_path, capsys):
+    layer = {"w": ones(F8, 4), "w_scale": ones(np.float32)}
+    paths = pair(tmp_path, layer, {**layer, "w": np.full(4, 2, F8)})
+    args = ("--alpha", 0.5, "--exclude", "w_scale", "-o", tmp_path / "out")
+    code, _, err = command(capsys, "project", *paths, *args)
+    assert (code, "'w' (float8_e4m3fn)" in err) == (2, True)
+
+
 def test_packed_4_bit_numbers_are_refused_unless_they_are_equal(tmp_path, capsys):
     import safetensors
 

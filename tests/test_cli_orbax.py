@@ -173,6 +173,20 @@ def test_damaged_orbax_directories_are_refused_in_one_line(damage, message, tmp_
     assert re.search(message, err), err
 
 
+@pytest.mark.parametrize("options", [{}, {"use_ocdbt": False}], ids=["database", "directories"])
+def test_missing_arrays_are_reported_in_one_line(options, tmp_path, capfd):
+    path = tmp_path / "orbax"
+    tree = {f"layer_{i}": {"kernel": np.ones(3, np.float32)} for i in range(100)}
+    ocp.PyTreeCheckpointer(**options).save(path, tree)
+    text = (path / "_METADATA").read_text()
+    (path / "_METADATA").write_text(text.replace("kernel", "weight"))
+    capfd.readouterr()
+    # Not capsys, because threads of Orbax print by themselves.
+    code, out, err = command(capfd, "compare", path, path)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert "does not exist" in err
+
+
 def test_no_name_leads_out_of_an_orbax_directory(tmp_path, capsys):
     # Without OCDBT each parameter is a directory, and its name is a path. Orbax refuses this one.
     path = tmp_path / "orbax"

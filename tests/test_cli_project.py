@@ -93,6 +93,15 @@ def test_projection_in_units_of_the_anchor(suffix, tmp_path, capsys):
     assert_close(received, by_library(w0, w, 0.3, unit="anchor"))
 
 
+@pytest.mark.parametrize("unit", ["norm", "anchor"])
+def test_a_projection_of_no_tensor_is_a_copy(unit, tmp_path, capsys):
+    w = {"steps": np.arange(3), "head": np.ones(2, np.float32)}
+    args = ("--radius", 1, "--unit", unit, "--exclude", "head")
+    received, report = run(tmp_path, capsys, ".npz", w, w, *args)
+    assert_same_bits(received, w)
+    assert report["moved"] == []
+
+
 def test_float64_is_projected_in_float64(tmp_path, capsys, x64):
     w0, w = weights(0, np.float64), weights(1, np.float64)
     args = ("--radius", 0.7, "--axes", "layers/.*=auto,0")

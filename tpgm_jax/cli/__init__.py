@@ -9,7 +9,7 @@
     _open               detection of the format
     _output             atomic output, and signals
     _kinds              what a tensor is: quantized, statistic, training state
-    _rename, _match     two checkpoints, matched by name
+    _match              two checkpoints, matched by name; `--rename`
     _rows               axes of the tensors
     _numbers            the arithmetic, in NumPy
     _compare, _project  distances and their table; new weights
@@ -17,15 +17,4 @@
     _arguments, _main   arguments and exit codes
 """
 
-from collections.abc import Sequence
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line, and returns its exit code.
-
-    Args:
-        argv: arguments without the program's name. Default: `sys.argv[1:]`.
-    """
-    from tpgm_jax.cli._main import run
-
-    return run(argv)
+from tpgm_jax.cli._main import main as main

@@ -9,8 +9,8 @@ from typing import Any, get_args
 import tpgm_jax
 from tpgm_jax._core.checks import Norm, Unit
 from tpgm_jax.cli._compare import SORTS
+from tpgm_jax.cli._match import parse_rule
 from tpgm_jax.cli._open import FORMATS
-from tpgm_jax.cli._rename import parse_rule
 from tpgm_jax.cli._rows import parse_axes
 
 END = f"""\

@@ -30,21 +30,13 @@ MOST_LEVELS = 1_000_000
 
 
 class Entry(NamedTuple):
-    """One leaf of a checkpoint.
+    """One leaf of a checkpoint."""
 
-    Attributes:
-        name: the leaf's path, joined by slashes if the format nests.
-        shape: shape of the array.
-        label: NumPy's name of the dtype, or the name of another type.
-        size: bytes in memory.
-        source: what the format needs to read it.
-    """
-
-    name: str
+    name: str  # its path, joined by slashes if the format nests
     shape: tuple[int, ...]
-    label: str
-    size: int
-    source: Any
+    label: str  # NumPy's name of the dtype, or the name of another type
+    size: int  # bytes in memory
+    source: Any  # what the format needs to read it
 
     @property
     def dtype(self) -> np.dtype | None:
@@ -72,10 +64,8 @@ Replacement = Callable[[Entry], np.ndarray | None]
 class Checkpoint:
     """A file or directory that is open for reading. Arrays stay on disk until they are read.
 
-    Args:
-        path: the path to show.
-        entries: the leaves, in the order of the file. They are checked one by one, because names
-            that share a long beginning can take much more memory than the file.
+    `entries` are in the order of the file. They are checked one by one, because names that share a
+    long beginning can take much more memory than the file.
     """
 
     kind = ""

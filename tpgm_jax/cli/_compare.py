@@ -20,16 +20,10 @@ Result = dict[str, Any]
 def compare(
     found: Match, tensors: Mapping[str, Tensor], limit: float | None, progress: Progress
 ) -> Result:
-    """Reads both checkpoints, one tensor at a time, and measures the distances.
+    """What `--json` prints, with all tensors in natural order.
 
-    Args:
-        found: the checkpoints.
-        tensors: rows and layers of the tensors to measure.
-        limit: the largest relative distance that is allowed, or `None`.
-        progress: called for each tensor.
-
-    Returns:
-        What `--json` prints, with all tensors in natural order.
+    Reads one tensor of both checkpoints at a time, and measures those in `tensors`. `limit` is the
+    largest relative distance that is allowed.
     """
     measured: list[Result] = []
     others: list[Result] = []

@@ -27,8 +27,12 @@ DIFFERENT, BAD, TOO_FAR = 1, 2, 3
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
-def run(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line, and returns its exit code."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line, and returns its exit code.
+
+    Args:
+        argv: arguments without the program's name. Default: `sys.argv[1:]`.
+    """
     signals = Signals()
     try:
         args = parser().parse_args(argv)
@@ -74,8 +78,7 @@ def compare(args: argparse.Namespace, signals: Signals) -> int:
     if args.json:
         _print_json(result | {"tensors": shown, "outputs_last": conv1d})
     else:
-        notes = [f"names: {found.rename}"] * bool(found.rename) + _notes(found, conv1d)
-        _print(_compare.table(result, shown, notes))
+        _print(_compare.table(result, shown, _notes(found, conv1d)))
     verdict = result["verdict"]
     unclear = not result["tensors"] or verdict["too_far"] or verdict["not_judged"]
     if args.max_relative is not None and unclear:
@@ -135,9 +138,14 @@ def _conv1d(parts: dict[str, Tensor]) -> list[str]:
 
 
 def _notes(found: Match, conv1d: Sequence[str]) -> list[str]:
-    notes = [f"matched by --rename: {plural(found.renamed, 'name')}"] * bool(found.renamed)
-    last = f"outputs last, as in GPT-2's Conv1D: {plural(len(conv1d), 'weight')}"
-    return [*notes, *[last] * bool(conv1d)]
+    notes = []
+    if found.rename:
+        notes.append(f"names: {found.rename}")
+    if found.renamed:
+        notes.append(f"matched by --rename: {plural(found.renamed, 'name')}")
+    if conv1d:
+        notes.append(f"outputs last, as in GPT-2's Conv1D: {plural(len(conv1d), 'weight')}")
+    return notes
 
 
 @contextmanager

@@ -8,16 +8,15 @@ import numpy as np
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry, Replacement, bytes_of, check_expansion
 from tpgm_jax.cli._errors import CommandError, printable, reading
 
-KIND = "npz"
 # NumPy has no name for bfloat16, and writes it as two untyped bytes.
 _BFLOAT16 = np.dtype("V2")
 
 
 class Npz(Checkpoint):
-    kind = KIND
+    kind = "npz"
 
     def __init__(self, path: Path):
-        with reading(path, KIND):
+        with reading(path, self.kind):
             self._archive = zipfile.ZipFile(path)
             members = self._archive.infolist()
             if any(member.filename.endswith(".pkl") for member in members):

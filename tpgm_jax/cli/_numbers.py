@@ -5,7 +5,7 @@ checkpoint may have hundreds. The results agree with the library's to rounding.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from tpgm_jax._core.unit import unit_from_sums
 
 # Entries per block, so that copies stay in the processor's cache.
 BLOCK = 2**17
+_POWER = {"mars": 1, "l2": 2}  # of the entries that a norm sums
 
 
 def distance(params: np.ndarray, anchor: np.ndarray, tensor: Tensor) -> dict[str, Any]:
@@ -79,37 +80,30 @@ def _row_sums(
     return totals
 
 
-def radii_in_norm(
-    radius: float, sums: Mapping[str, np.ndarray], tensors: Mapping[str, Tensor], norm: str
+def anchor_radii(
+    radius: float, norm: str, tensors: Mapping[str, Tensor], read: Callable[[str], np.ndarray]
 ) -> dict[str, np.ndarray]:
     """A radius in units of the anchor, in the norm, for each group of each tensor.
 
-    `sums` are the `anchor_sums` of each tensor.
+    `read` returns the anchor of a tensor.
     """
     layout = Layout(tuple(tensors.values()))
-    largest = np.finfo(np.float32).max  # of what JAX computes with
-    arrays = [jnp.asarray(np.minimum(sums[name], largest), jnp.float32) for name in tensors]
-    units = np.asarray(unit_from_sums(arrays, layout, norm, jnp.dtype(jnp.float32)), np.float64)
-    parts = np.split(units, np.cumsum([tensor.groups for tensor in tensors.values()])[:-1])
+    dtype, sums = jnp.dtype(jnp.float32), []
+    for name, tensor in tensors.items():
+        (row_sums,) = _row_sums(read(name), None, tensor, (_POWER[norm],))
+        total = np.sum(row_sums, axis=tensor.rows, keepdims=True)
+        sums.append(jnp.asarray(np.minimum(total, np.finfo(dtype).max), dtype))
+    units = np.asarray(unit_from_sums(sums, layout, norm, dtype), np.float64)
+    parts = np.split(units, np.cumsum([tensor.groups for tensor in layout.tensors])[:-1])
     pairs = zip(tensors.items(), parts, strict=True)
     return {name: radius * part.reshape(tensor.radius_shape) for (name, tensor), part in pairs}
 
 
-def anchor_sums(anchor: np.ndarray, tensor: Tensor, norm: str) -> np.ndarray:
-    """The sum of `|W0|`, or of its square for "l2", over each group: `radius_shape`."""
-    (sums,) = _row_sums(anchor, None, tensor, (1,) if norm == "mars" else (2,))
-    return np.sum(sums, axis=tensor.rows, keepdims=True)
-
-
 def projection_ratio(
-    params: np.ndarray,
-    anchor: np.ndarray,
-    tensor: Tensor,
-    radius: np.ndarray | float,
-    norm: str,
+    params: np.ndarray, anchor: np.ndarray, tensor: Tensor, radius: np.ndarray | float, norm: str
 ) -> np.ndarray:
     """`min(1, r / n)`, as `tpgm_jax.project_to_anchor` computes it, for radii of `radius_shape`."""
-    (n,) = _row_sums(params, anchor, tensor, (1,) if norm == "mars" else (2,))
+    (n,) = _row_sums(params, anchor, tensor, (_POWER[norm],))
     if norm == "l2":
         n = np.sqrt(n.sum(axis=tensor.rows, keepdims=True))
     return np.minimum(1, radius / (n + EPSILON))

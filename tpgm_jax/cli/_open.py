@@ -27,11 +27,7 @@ _OTHERS = {
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens a checkpoint of any supported format.
-
-    Raises:
-        CommandError: the checkpoint is damaged, or a pickle.
-    """
+    """Opens a checkpoint of any supported format."""
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         return _open_directory(path)

@@ -4,8 +4,11 @@ Arrays are restored one by one. If one of several cannot be read, Orbax closes t
 others, whose threads then print tracebacks. A copy is written by Orbax from the whole tree.
 """
 
+import asyncio
+import copy
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +44,30 @@ class Orbax(Checkpoint):
         jax.config.update("jax_platforms", "cpu")
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's logger
         with reading(path, self.kind):
-            _check_arrays(item)
-            self._checkpointer = self._ocp.PyTreeCheckpointer()
+            types = self._ocp.type_handlers
+            handlers = {x: types.get_type_handler(x) for x in types.supported_types()}
+            registry = types.create_type_handler_registry(
+                *((x, _returning_errors(handler)) for x, handler in handlers.items())
+            )
+            handler = self._ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+            self._checkpointer = self._ocp.Checkpointer(handler)
             self._metadata = self._checkpointer.metadata(item)
             if self._metadata.item_metadata is None:
                 raise ValueError("the metadata of its arrays is missing or damaged")
-            pairs, self._structure = jax.tree.flatten_with_path(
-                self._metadata.item_metadata.tree, is_leaf=lambda node: hasattr(node, "shape")
-            )
-            self._leaves = [leaf for _, leaf in pairs]
+            tree = self._metadata.item_metadata.tree
+            pairs, self._structure = jax.tree.flatten_with_path(tree)
+            for _, leaf in pairs:
+                if isinstance(leaf, Exception):  # without how it was opened, in JSON
+                    raise ValueError(str(leaf).partition(" [tensorstore_spec")[0])
             stored = sum(x.stat().st_size for x in item.rglob("*") if x.is_file())
-            check_expansion(path, sum(map(_size, self._leaves)), stored)
-            names = [jax.tree_util.keystr(x, simple=True, separator="/") for x, _ in pairs]
-            super().__init__(path, map(_entry, names, self._leaves, range(len(pairs))))
+            check_expansion(path, sum(_size(leaf) for _, leaf in pairs), stored)
+            super().__init__(path, (_entry(i, *pair) for i, pair in enumerate(pairs)))
 
     def close(self) -> None:
         self._checkpointer.close()
 
     def _read(self, entry: Entry) -> np.ndarray:
-        value = self._restore(entry.source)
+        value = self._restore(entry)
         if entry.dtype is None:
             data = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
             return np.frombuffer(data, np.uint8)
@@ -68,22 +76,18 @@ class Orbax(Checkpoint):
             raise ValueError(f"the shape or dtype of {entry.name!r} differs from the metadata")
         return array
 
-    def _restore(self, index: int) -> Any:
-        ocp = self._ocp
-        items = [ocp.PLACEHOLDER for _ in self._leaves]
-        args = [ocp.RestoreArgs() for _ in self._leaves]
-        items[index] = self._leaves[index]
-        args[index] = ocp.RestoreArgs(restore_type=np.ndarray if self._is_array(index) else None)
+    def _restore(self, entry: Entry) -> Any:
+        ocp, (index, leaf) = self._ocp, entry.source
+        items: list[Any] = [ocp.PLACEHOLDER] * self._structure.num_leaves
+        args = [ocp.RestoreArgs()] * self._structure.num_leaves
+        items[index] = leaf
+        args[index] = ocp.RestoreArgs(restore_type=np.ndarray if _is_array(leaf) else None)
         item, restore_args = map(self._structure.unflatten, (items, args))
         with reading(self.path, self.kind):
             tree = self._checkpointer.restore(
                 self._item, args=ocp.args.PyTreeRestore(item=item, restore_args=restore_args)
             )
-        return jax.tree.leaves(tree, is_leaf=lambda x: x is ocp.PLACEHOLDER)[index]
-
-    def _is_array(self, index: int) -> bool:
-        """Whether a leaf is an array, and not a number or text of Python."""
-        return getattr(self._leaves[index], "storage", None) is not None
+        return jax.tree.leaves(tree)[index]
 
     def save(self, target: Path, replacement: Replacement) -> list[str]:
         values = [self._new_value(entry, replacement) for entry in self.entries.values()]
@@ -101,23 +105,30 @@ class Orbax(Checkpoint):
         return []
 
     def _new_value(self, entry: Entry, replacement: Replacement) -> Any:
-        value = replacement(entry)
+        (_, leaf), value = entry.source, replacement(entry)
         if value is None:
-            value = self._restore(entry.source)
-        elif not self._is_array(entry.source):
+            value = self._restore(entry)
+        elif not _is_array(leaf):
             value = value.item()
-        if getattr(self._leaves[entry.source], "sharding", None) is None:
+        if getattr(leaf, "sharding", None) is None:
             return value
         with jax.enable_x64(True):  # what was a `jax.Array` is restored as one
             return jax.numpy.asarray(value)
 
 
-def _entry(name: str, leaf: Any, index: int) -> Entry:
+def _entry(index: int, path: Any, leaf: Any) -> Entry:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
     dtype, shape = getattr(leaf, "dtype", None), getattr(leaf, "shape", None)
     if dtype is None or shape is None:
-        return Entry(name, (), type(leaf).__name__.removesuffix("Metadata").lower(), 0, index)
+        label = type(leaf).__name__.removesuffix("Metadata").lower()
+        return Entry(name, (), label, 0, (index, leaf))
     dtype = np.dtype(dtype)
-    return Entry(name, tuple(shape), dtype.name, bytes_of(shape, dtype), index)
+    return Entry(name, tuple(shape), dtype.name, bytes_of(shape, dtype), (index, leaf))
+
+
+def _is_array(leaf: Any) -> bool:
+    """Whether a leaf is an array, and not a number or text of Python."""
+    return getattr(leaf, "storage", None) is not None
 
 
 def _size(leaf: Any) -> int:
@@ -127,15 +138,17 @@ def _size(leaf: Any) -> int:
     return itemsize * max(math.prod(getattr(leaf, "shape", None) or ()), math.prod(chunk))
 
 
-def _check_arrays(item: Path) -> None:
-    """Opens each array. Orbax opens all at once, with the same tracebacks if one is damaged."""
-    ts = import_optional("tensorstore")
-    spec: dict[str, Any] = {"driver": "file", "path": f"{item}/"}
-    if (item / _DATABASE).exists():
-        spec = {"driver": "ocdbt", "base": spec}
-    store = ts.KvStore.open(spec).result()
-    for key in store.list().result():
-        folder, _, file = key.decode().rpartition("/")
-        driver = {".zarray": "zarr", "zarr.json": "zarr3"}.get(file)
-        if driver:
-            ts.open({"driver": driver, "kvstore": (store / folder).spec().to_json()}).result()
+def _returning_errors(handler: Any) -> Any:
+    """A handler of Orbax whose descriptions of arrays may be errors.
+
+    It opens all arrays at once. An error that is raised would close the event loop of the others.
+    """
+
+    async def metadata(infos: Sequence[Any]) -> list[Any]:
+        each = (handler.metadata([info]) for info in infos)
+        found = await asyncio.gather(*each, return_exceptions=True)
+        return [x if isinstance(x, BaseException) else x[0] for x in found]
+
+    copied = copy.copy(handler)
+    copied.metadata = metadata
+    return copied

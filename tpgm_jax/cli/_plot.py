@@ -8,10 +8,9 @@ from pathlib import Path
 from tpgm_jax.cli._compare import Result
 from tpgm_jax.cli._errors import CommandError, import_optional, printable
 from tpgm_jax.cli._numbers import together
+from tpgm_jax.plot._drawing import COLOURS, MARKERS, choose_scale, set_scale, tidy
 
 SUFFIXES = (".png", ".pdf", ".svg")
-# The colour-blind-safe palette of Okabe and Ito.
-STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"))
 # More tensors than this are drawn block by block. Matplotlib refuses images of 2^16 pixels.
 MOST_TENSORS, MOST_LABELS = 60, 400
 _BLOCK = re.compile(r".*?\d(?=[./]|$)|[^./]*")  # such as `encoder.layer.11`
@@ -46,21 +45,16 @@ def plot(tensors: Sequence[Result], target: Path, suffix: str) -> None:
         "l2: largest layer": [max(x["l2"]["largest"] for x in y) for y in groups.values()],
         "relative, l2": [together(y)[1] for y in groups.values()],
     }
-    for panel, (color, marker), (title, numbers) in zip(axes, STYLES, values.items(), strict=True):
-        # A logarithmic axis cannot show zero or non-finite numbers.
-        points = {y: x for y, x in enumerate(numbers) if 0 < x < math.inf}
-        if points:
-            panel.set_xscale("log")
-            # There may be no power of ten in between.
-            narrow = max(points.values()) < 10 * min(points.values())
-            panel.xaxis.set_major_formatter("{x:g}")
-            panel.xaxis.set_minor_formatter("{x:g}" if narrow else "")
-        panel.plot(list(points.values()), list(points), marker, color=color, ms=4)
+    panels = zip(axes, COLOURS[:3], MARKERS[:3], values.items(), strict=True)
+    for panel, color, marker, (title, numbers) in panels:
+        scale = choose_scale(numbers)
+        set_scale(scale, panel, "x")
+        tidy(panel)
+        places = [scale.coordinate(x) for x in numbers]
+        panel.plot(places, range(len(names)), marker, color=color, ms=4)
         panel.set_title(title, fontsize=10)
-        panel.grid(True, color="0.9")
-        panel.set_axisbelow(True)
-        panel.tick_params(axis="x", which="both", labelsize=8)
+        panel.tick_params(axis="x", labelsize=8)
     axes[0].set_yticks(range(0, len(names), every), names[::every], fontsize=7, parse_math=False)
     axes[0].set_ylim(len(names) - 0.3, -0.7)
-    figure.supxlabel("distance from the pre-trained weights; no marker: none", fontsize=9)
+    figure.supxlabel("distance from the pre-trained weights", fontsize=9)
     figure.savefig(target, format=suffix.removeprefix("."), dpi=120)

@@ -10,7 +10,7 @@ from tpgm_jax._core.axes import Tensor
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry
 from tpgm_jax.cli._errors import CommandError, listed, plural, printable, quoted
 from tpgm_jax.cli._match import Match, Progress
-from tpgm_jax.cli._numbers import anchor_sums, move_tensor, projection_ratio, radii_in_norm
+from tpgm_jax.cli._numbers import anchor_radii, move_tensor, projection_ratio
 
 # Maps name, fine-tuned tensor and anchor to how much of the displacement remains, in [0, 1].
 Ratio = Callable[[str, np.ndarray, np.ndarray], np.ndarray | float]
@@ -49,9 +49,8 @@ def projection(
 ) -> Ratio:
     """For a ball around the anchor. For the unit "anchor" it reads the anchor once more."""
     radii: Mapping[str, Any] = dict.fromkeys(tensors, radius)
-    if unit == "anchor":
-        sums = {name: anchor_sums(pretrained.read(name), t, norm) for name, t in tensors.items()}
-        radii = radii_in_norm(radius, sums, tensors, norm)
+    if unit == "anchor" and tensors:  # of no tensors there is no mean size
+        radii = anchor_radii(radius, norm, tensors, pretrained.read)
     return lambda name, w, w0: projection_ratio(w, w0, tensors[name], radii[name], norm)
 
 

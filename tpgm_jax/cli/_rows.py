@@ -36,10 +36,8 @@ def tensors(
 ) -> dict[str, Tensor]:
     """The tensors named in `measured`, with their rows and layers.
 
-    Args:
-        entries: all entries of a checkpoint, because the shape of a bias gives its kernel's axes.
-        measured: names of the entries to measure.
-        axes: patterns and axes; the first match wins.
+    `entries` are all of a checkpoint, because the shape of a bias gives its kernel's axes. Of the
+    patterns in `axes` the first that matches counts.
     """
     if not measured:
         return {}

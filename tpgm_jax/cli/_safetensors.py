@@ -9,7 +9,7 @@ tensors.
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from tpgm_jax.cli._checkpoint import MOST_ENTRIES, Checkpoint, Entry, Replacemen
 from tpgm_jax.cli._errors import import_optional, printable, quoted, reading, unreadable
 
 INDEX = ".safetensors.index.json"
-KIND = "safetensors"
 GIT_LFS = b"version https://git-lfs"  # how a file begins that `git clone` left to be fetched
 # NumPy's names of the dtypes. NumPy has no dtypes of less than 8 bits, such as F4.
 _NAMES = {
@@ -40,15 +39,12 @@ _WEIGHTS = (
 
 
 class Safetensors(Checkpoint):
-    """One or more safetensors files.
+    """One or more safetensors files. `path` is the path to show, and `weights` a file or an index.
 
-    Args:
-        path: the path to show.
-        weights: a safetensors file, or an index.
-        folder: whether a copy is a folder, with the small files beside the weights.
+    A copy of a `folder` is a folder, with the small files beside the weights.
     """
 
-    kind = KIND
+    kind = "safetensors"
 
     def __init__(self, path: Path, weights: Path, folder: bool):
         self._weights, self._folder = weights, folder
@@ -74,35 +70,31 @@ class Safetensors(Checkpoint):
         if self._folder:
             target.mkdir()
         for file, entries in groupby(self.entries.values(), lambda entry: entry.source[0]):
-            self._write(file, target / file.name if self._folder else target, entries, replacement)
+            copy = target / file.name if self._folder else target
+            with file.open("rb") as old, copy.open("xb") as out:
+                length = old.read(8)
+                out.write(length + old.read(int.from_bytes(length, "little")))
+                for entry in entries:
+                    array = replacement(entry)
+                    array = self.read(entry.name) if array is None else array
+                    out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+                    del array  # before the next one is read
         return _copy_rest(self._weights, target) if self._folder else []
-
-    def _write(
-        self, file: Path, target: Path, entries: Iterable[Entry], replacement: Replacement
-    ) -> None:
-        with file.open("rb") as old, target.open("xb") as out:
-            length = old.read(8)
-            out.write(length + old.read(int.from_bytes(length, "little")))
-            for entry in entries:
-                new = replacement(entry)
-                new = self.read(entry.name) if new is None else new
-                out.write(np.ascontiguousarray(new).reshape(-1).view(np.uint8).data)
-                del new  # before the next one is read
 
 
 def _entries(file: Path) -> Iterator[Entry]:
     """The tensors of a file, in the order of their bytes."""
     safetensors = import_optional("safetensors")
-    with file.open("rb") as opened:
-        if opened.read(len(GIT_LFS)) == GIT_LFS:
+    with file.open("rb") as opened, reading(file, Safetensors.kind):
+        start = opened.read(len(GIT_LFS))
+        if start == GIT_LFS:
             raise unreadable(file, "it is a Git LFS pointer, not the file", "run `git lfs pull`")
-    with reading(file, KIND):
         with safetensors.safe_open(file, framework="numpy") as checked:
             if len(checked.offset_keys()) > MOST_ENTRIES:
                 raise ValueError(f"it has more than {MOST_ENTRIES} tensors")
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(length))
+        length = int.from_bytes(start[:8], "little")
+        opened.seek(8)
+        header = json.loads(opened.read(length))
         header.pop("__metadata__", None)
         for name, tensor in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             start, end = tensor["data_offsets"]

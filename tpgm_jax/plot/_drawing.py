@@ -65,7 +65,7 @@ def choose_scale(values: Sequence[float]) -> Scale:
     Radii that have collapsed, or are below a hundredth of the median, are all drawn at the floor:
     drawn to scale, they would squeeze the others into a single line.
     """
-    finite = [x for x in values if math.isfinite(x)]
+    finite = [x for x in values if abs(x) < 1e100]  # the margin beside a larger one may overflow
     above = [x for x in finite if x > COLLAPSED]
     if not above:
         return Scale(-0.03, 1.0, math.inf, 0.0, False)
