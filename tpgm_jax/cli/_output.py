@@ -100,8 +100,8 @@ def _sync(path: Path) -> None:
 class Signals:
     """Turns SIGINT and SIGTERM into exceptions, also where Python drops the first exception.
 
-    Python drops an exception that a handler raises inside a callback, such as JAX's at garbage
-    collection, and prints a traceback. The signal is therefore kept, and `check` raises again.
+    An exception that a handler raises inside a callback, such as JAX's at garbage collection, is
+    printed and dropped. The signal is therefore kept, and `check` raises again.
     """
 
     received: int | None = None
@@ -122,11 +122,8 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             numbers = []  # only the main thread may set handlers
         old = {number: signal.signal(number, self._handle) for number in numbers}
-        print_dropped = sys.unraisablehook
-        sys.unraisablehook = lambda x: None if self.received else print_dropped(x)
         try:
             yield
         finally:
-            sys.unraisablehook = print_dropped
             for number, handler in old.items():
                 signal.signal(number, handler)
