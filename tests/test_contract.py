@@ -140,6 +140,7 @@ def test_numpy_arrays_give_the_same_numbers_as_jax_arrays(make):
     params, tx = numbers(), make()
     ours = numbers(1), tx.init(params), params
     theirs = jax.tree.map(np.asarray, ours)
+    jax.tree.map(np.testing.assert_array_equal, tx.init(theirs[2]), ours[1])
     results = (jax.jit(lambda x=x: tx.update(*x, held_out_loss=loss))() for x in (theirs, ours))
     jax.tree.map(np.testing.assert_array_equal, *results)
 

@@ -126,6 +126,13 @@ def test_radii_are_the_same_for_a_model_that_is_a_hundred_times_larger(norm, met
         assert large[name] == pytest.approx(radius, rel=tolerance), name
 
 
+def test_an_empty_tree_has_no_units():
+    tx: Any = tpgm_jax.ftp(optax.sgd(0.1), unit="anchor")
+    state = tx.init({})
+    assert state.unit_size.shape == (0,)
+    assert tx.update({}, state, {})[0] == {}
+
+
 def test_an_unknown_unit_and_an_anchor_unit_of_zeros_are_refused():
     makers = (
         lambda **options: ftp(optax.sgd(0.1), **options),
