@@ -167,6 +167,13 @@ def test_the_size_of_an_anchor_is_that_of_the_copy_with_fewer_bits():
     np.testing.assert_array_equal(state.unit_size, [4.0])
 
 
+def test_init_measures_params_that_are_python_numbers():
+    tx = ftp(optax.sgd(0.1), memory="compact", unit="anchor", anchor="argument")
+    state: Any = tx.init({"gain": 2.0})
+    np.testing.assert_array_equal(state.anchor_norms[0], [2.0])
+    np.testing.assert_array_equal(state.unit_size, [2.0])
+
+
 def test_inject_hyperparams_accepts_the_name_of_a_dtype():
     params = {"w": jnp.ones(3)}
     factory: Any
