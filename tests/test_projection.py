@@ -113,6 +113,12 @@ def test_slopes_at_the_anchor_are_finite(norm):
             assert np.all(np.isfinite(slope))
 
 
+@pytest.mark.parametrize("norm", ["mars", "l2"])
+def test_the_norm_of_what_has_not_moved_is_zero(norm):
+    tensor = Tensor("w", (3, 2), rows=(1,), layers=())
+    np.testing.assert_array_equal(ball.norms(jnp.zeros((3, 2)), tensor, norm), 0.0)
+
+
 def test_the_slope_at_the_radius_equals_the_slope_outside_the_ball():
     slope = jax.grad(ball.shrinkage)(jnp.array(4.0), jnp.array(4.0))
     assert slope == 0.25
