@@ -92,7 +92,9 @@ def test_a_count_at_the_largest_integer_stays_there(make, x64):
     # One more would be negative, and a schedule would take it for a step before the first.
     init, step, _ = compile_step(make)
     params, largest = numbers(), jnp.array(2**31 - 1, jnp.int32)
-    state = optax.tree.set(init(params), step=largest)
+    state = init(params)
+    assert optax.tree.get(state, "step").dtype == largest.dtype
+    state = optax.tree.set(state, step=largest)
     if optax.tree.get_all_with_path(state, "skipped"):
         state = optax.tree.set(state, skipped=largest)
         # The gradient of NaN is NaN, so this step is skipped.

@@ -41,6 +41,16 @@ def test_the_radius_of_a_tensor_that_has_not_moved_is_zero():
     np.testing.assert_array_equal(state.radii, 0.0)
 
 
+def test_by_default_each_update_takes_one_radius_step():
+    params = {"kernel": jnp.ones((3, 2))}
+    tx = tpgm_jax.tpgm(optax.sgd(0.1))
+    step = make_step(tx, held_out_loss=lambda params: jnp.sum(params["kernel"]))
+    state: Any = tx.init(params)
+    for count in (1, 2, 3):
+        params, state = step(params, state, {"kernel": jnp.ones((3, 2))})
+        assert state.radius_state[0].count == count
+
+
 def test_radii_are_learned_at_every_nth_step():
     tx = tpgm_jax.tpgm(optax.sgd(0.1), every=3, exclude="head")
     step = make_step(tx, held_out_loss=lambda params: squared_distance(params, 1.0))
