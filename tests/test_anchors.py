@@ -158,6 +158,22 @@ def test_an_anchor_dtype_of_fewer_bits_rounds_params_by_at_most_half_a_spacing()
     np.testing.assert_allclose(moved["kernel"], params["kernel"], rtol=rounding, atol=1e-8)
 
 
+def test_the_size_of_an_anchor_is_that_of_the_copy_with_fewer_bits():
+    # Half-way to the next bfloat16 number, so each weight rounds to 1, and each row of 4 to 4.
+    params = {"kernel": jnp.full((4, 2), 1 + 2.0**-8)}
+    tx = ftp(optax.sgd(0.1), memory="compact", unit="anchor", anchor_dtype=jnp.bfloat16)
+    state: Any = tx.init(params)
+    np.testing.assert_array_equal(state.anchor_norms[0], np.full((1, 1, 2), 4.0))
+    np.testing.assert_array_equal(state.unit_size, [4.0])
+
+
+def test_init_measures_params_that_are_python_numbers():
+    tx = ftp(optax.sgd(0.1), memory="compact", unit="anchor", anchor="argument")
+    state: Any = tx.init({"gain": 2.0})
+    np.testing.assert_array_equal(state.anchor_norms[0], [2.0])
+    np.testing.assert_array_equal(state.unit_size, [2.0])
+
+
 def test_inject_hyperparams_accepts_the_name_of_a_dtype():
     params = {"w": jnp.ones(3)}
     factory: Any

@@ -140,6 +140,14 @@ def test_importances_are_matched_by_name_and_may_lack_excluded_leaves():
         tx.update(grads, state, params)
 
 
+def test_importances_may_be_integers():
+    params, zeros = {"w": jnp.ones(2)}, {"w": jnp.zeros(2)}
+    tx = add_anchor_decay(0.5, importance={"w": jnp.array([1, 4])}, anchor="zero")
+    updates: Any
+    updates, _ = tx.update(zeros, tx.init(params), params)
+    np.testing.assert_array_equal(updates["w"], [0.5, 2.0])
+
+
 def test_importances_are_copied_into_the_state_and_are_not_constants_of_the_step():
     params, grads, importance = *trees(2), importances(2)
     tx = add_anchor_decay(0.5, importance=importance)

@@ -87,6 +87,22 @@ def test_compiles_once(make, x64):
     assert len(compile_step(make)[2]) == 1
 
 
+@each_transform
+def test_a_count_at_the_largest_integer_stays_there(make, x64):
+    # One more would be negative, and a schedule would take it for a step before the first.
+    init, step, _ = compile_step(make)
+    params, largest = numbers(), jnp.array(2**31 - 1, jnp.int32)
+    state = init(params)
+    assert optax.tree.get(state, "step").dtype == largest.dtype
+    state = optax.tree.set(state, step=largest)
+    if optax.tree.get_all_with_path(state, "skipped"):
+        state = optax.tree.set(state, skipped=largest)
+        # The gradient of NaN is NaN, so this step is skipped.
+        skipped = step(jax.tree.map(lambda x: x * jnp.nan, params), state)[1]
+        assert optax.tree.get(skipped, "skipped") == largest
+    assert optax.tree.get(step(params, state)[1], "step") == largest
+
+
 @each_dtype
 @each_transform
 def test_an_update_keeps_the_types_of_params_and_state(make, dtype):
@@ -118,6 +134,17 @@ def test_state_types_are_stable_for_weakly_typed_params(tx):
     state = tx.init(params)
     _, after = jax.jit(stepper(tx))(params, state)
     assert types(after) == types(state)
+
+
+@each_mostly_slow_transform
+def test_numpy_arrays_give_the_same_numbers_as_jax_arrays(make):
+    # As in a checkpoint that was just read. They are no arguments, which JAX would convert.
+    params, tx = numbers(), make()
+    ours = numbers(1), tx.init(params), params
+    theirs = jax.tree.map(np.asarray, ours)
+    jax.tree.map(np.testing.assert_array_equal, tx.init(theirs[2]), ours[1])
+    results = (jax.jit(lambda x=x: tx.update(*x, held_out_loss=loss))() for x in (theirs, ours))
+    jax.tree.map(np.testing.assert_array_equal, *results)
 
 
 @each_mostly_slow_transform

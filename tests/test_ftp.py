@@ -268,3 +268,30 @@ def test_skipped_steps_leave_no_trace_in_the_radii(initial_radius, norm, memory)
     clean = learn([1, 2, 3, 4])
     assert np.all(clean[1:] > clean[:1]) == (initial_radius < 1)
     np.testing.assert_allclose(learn([1, 0, 2, 0, 0, 3, 0, 4]), clean, rtol=1e-6)
+
+
+def test_a_tiny_first_radius_outlives_a_skipped_step():
+    # In float32 1e-17 is lost beside the 1e-8 that is added to norms, and 0 would divide.
+    params = {"kernel": jnp.zeros((3, 2))}
+    tx: Any = tpgm_jax.ftp(optax.sgd(0.1), initial_radius=1e-17)
+    step, state = make_step(tx), tx.init(params)
+    for size in (-1.0, jnp.nan, -1.0, -1.0):
+        params, state = step(params, state, {"kernel": jnp.full((3, 2), size)})
+    assert (int(state.step), int(state.skipped)) == (3, 1)
+    # The first of Adam's steps adds 1e-2, and the second less, because the gradient keeps its
+    # sign.
+    assert np.all(state.radii > 1e-2)
+
+
+@pytest.mark.parametrize("memory", ["full", "compact"])
+def test_a_skipped_first_step_away_from_the_anchor_has_no_effect(memory):
+    # A divisor near 0 in place of the displacement's norm would make this slope overflow.
+    params, anchor = (random_tree({"kernel": (4, 3)}, seed) for seed in (0, 1))
+    tx: Any = tpgm_jax.ftp(optax.sgd(1e-31), memory=memory, anchor="argument", initial_radius=9.0)
+    step, state = make_step(tx, anchor=anchor), tx.init(params)
+    grads = {"kernel": jnp.full((4, 3), 1e30)}
+    expected = step(params, state, grads)
+    bad = {"kernel": jnp.full((4, 3), jnp.nan)}
+    moved, after = step(*step(params, state, bad), grads)
+    assert (int(after.step), int(after.skipped)) == (1, 1)
+    np.testing.assert_array_equal(moved["kernel"], expected[0]["kernel"])

@@ -152,6 +152,14 @@ def test_a_held_out_loss_that_is_not_finite_leaves_the_radii_unchanged(bad):
     assert np.all(after.radii <= state.radii)
 
 
+def test_a_skipped_step_counts_once_if_its_held_out_loss_is_not_finite_either():
+    params = random_tree({"dense": (3, 4)}, 0)
+    tx = tpgm(optax.sgd(0.1))
+    step = make_step(tx, held_out_loss=lambda params: jnp.nan * loss(params))
+    _, state = step(params, tx.init(params), {"dense": jnp.full((3, 4), jnp.nan)})
+    assert int(state.skipped) == 1
+
+
 def test_a_slope_whose_square_overflows_does_not_freeze_the_radii():
     tx, step = transform_and_step(METHODS["ftp compact"])
     params = random_tree(SHAPES, 0)
@@ -164,6 +172,14 @@ def test_a_slope_whose_square_overflows_does_not_freeze_the_radii():
     np.testing.assert_array_equal(after.radii, state.radii)
     _, after = step(kept, after, random_tree(SHAPES, 2))
     assert np.all(after.radii > state.radii)
+
+
+def test_a_finite_gradient_is_not_skipped_if_its_sum_overflows():
+    # Each number is below the largest of float32, 3.4e38.
+    params, grads = {"dense": jnp.zeros((3, 4))}, {"dense": jnp.full((3, 4), 3e38)}
+    step = make_step(tx := tpgm(optax.sgd(1e-37)), held_out_loss=lambda params: 0.0 * loss(params))
+    _, state = step(params, tx.init(params), grads)
+    assert (int(state.step), int(state.skipped)) == (1, 0)
 
 
 def test_the_state_of_the_radius_optimizer_may_contain_an_infinity():
@@ -183,13 +199,15 @@ def test_the_state_of_the_radius_optimizer_may_contain_an_infinity():
 
 
 def test_an_infinite_slope_moves_no_radius_even_with_a_sign_optimizer():
-    params = random_tree(SHAPES, 0)
+    # Of a single number, because infinities of both signs would add up to NaN.
+    shapes = {"gain": ()}
+    params = random_tree(shapes, 0)
     tx = tpgm(optax.sgd(0.1), radius_optimizer=optax.chain(optax.scale_by_sign(), optax.scale(0.1)))
     step = make_step(tx, held_out_loss=lambda params: jnp.inf * loss(params))
-    _, state = step(params, tx.init(params), random_tree(SHAPES, 2))
+    _, state = step(params, tx.init(params), random_tree(shapes, 2))
     assert int(state.skipped) == 1
     _, expected = make_step(tx, held_out_loss=lambda params: 0.0 * loss(params))(
-        params, tx.init(params), random_tree(SHAPES, 2)
+        params, tx.init(params), random_tree(shapes, 2)
     )
     np.testing.assert_array_equal(state.radii, expected.radii)
 

@@ -1,5 +1,6 @@
 """Types, promotion, and numbers of the public interface."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -48,9 +49,12 @@ def test_a_type_checker_finds_each_wrong_call(tmp_path):
     assert lines == set(range(5, 1 + len(WRONG.splitlines())))
 
 
-def test_bfloat16_works_without_implicit_promotion():
+@pytest.mark.parametrize("dtypes", [("bfloat16",), ("bfloat16", "float32", "float64")])
+def test_half_and_mixed_precision_work_without_implicit_promotion(dtypes, x64):
     # Around plain descent, because optax's own optimizers may promote.
-    params = numbers(dtype="bfloat16")
+    leaves, treedef = jax.tree.flatten(numbers())
+    leaves = [x.astype(dtype) for x, dtype in zip(leaves, itertools.cycle(dtypes), strict=False)]
+    params = treedef.unflatten(leaves)
     sgd = optax.sgd(0.1)
     for tx in (
         tpgm_jax.ftp(sgd),

@@ -229,3 +229,14 @@ def test_importances_that_are_infinite_or_negative_are_refused(number, message):
     state = tpgm_jax.add_anchor_decay(0.1, importance=params).init(params)
     with pytest.raises(ValueError, match=message):
         tpgm_jax.set_anchor(state, params, importance=importance)
+
+
+def test_gradients_of_excluded_integers_pass_unchanged():
+    # JAX gives them the dtype `float0`, which no operation accepts.
+    params: Any = {"w": jnp.ones(3), "count": jnp.array(5)}
+    grads = jax.grad(lambda params: jnp.sum(params["w"] ** 2), allow_int=True)(params)
+    assert grads["count"].dtype == jax.dtypes.float0
+    tx = tpgm_jax.ftp(optax.identity(), exclude="count")
+    updates: Any
+    updates, _ = tx.update(grads, tx.init(params), params)
+    assert updates["count"].dtype == jax.dtypes.float0

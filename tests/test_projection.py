@@ -1,5 +1,8 @@
 """The norms and the radial projection, by hand."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,6 +113,12 @@ def test_slopes_at_the_anchor_are_finite(norm):
             assert np.all(np.isfinite(slope))
 
 
+@pytest.mark.parametrize("norm", ["mars", "l2"])
+def test_the_norm_of_what_has_not_moved_is_zero(norm):
+    tensor = Tensor("w", (3, 2), rows=(1,), layers=())
+    np.testing.assert_array_equal(ball.norms(jnp.zeros((3, 2)), tensor, norm), 0.0)
+
+
 def test_the_slope_at_the_radius_equals_the_slope_outside_the_ball():
     slope = jax.grad(ball.shrinkage)(jnp.array(4.0), jnp.array(4.0))
     assert slope == 0.25
@@ -134,6 +143,19 @@ def test_half_precision_is_measured_in_float32():
     projected, _ = make_update(tx)(jnp.ones_like(params), tx.init(params), params)
     np.testing.assert_array_equal(projected, jnp.full_like(params, 1 / 257))
     assert jnp.bfloat16(1 / 257) != jnp.bfloat16(1 / 256)
+
+
+@pytest.mark.parametrize(
+    "make", [tpgm_jax.ftp, functools.partial(tpgm_jax.ftp, memory="compact"), tpgm_jax.tpgm]
+)
+def test_a_step_in_half_precision_is_added_in_float32(make):
+    # Each weight goes from 1 to 1 - 2^-9, half-way between two bfloat16 numbers. Rows have 4.
+    params = {"kernel": jnp.ones((4, 2), jnp.bfloat16)}
+    tx = make(optax.sgd(2.0**-9), anchor="zero")
+    held_out: Any = {"held_out_loss": lambda params: jnp.sum(params["kernel"])}
+    # Not compiled, because XLA may leave out a rounding to bfloat16 and back.
+    _, state = tx.update(params, tx.init(params), params, **held_out)
+    np.testing.assert_array_equal(state.row_norms[0], np.full((1, 1, 2), 4 - 2.0**-7))
 
 
 def test_projected_weights_are_rounded_to_bfloat16():

@@ -15,6 +15,8 @@ from transforms import STEPS, assert_close, loss, numbers, stepper
 
 import tpgm_jax
 from tpgm_jax import Axes, add_anchor_decay, fit_radii, ftp, project_to_anchor, spd, tpgm
+from tpgm_jax._core.axes import make_layout
+from tpgm_jax._core.stacks import make_kinds
 
 DEVICES = 8
 
@@ -201,6 +203,15 @@ def test_state_types_agree_between_init_jitted_init_and_steps(method, model):
     done = run(method, model, mesh_of(EXPLICIT))
     assert_same_types(done.state, done.init)
     assert_same_types(done.compiled_init, done.init)
+
+
+def test_tensors_with_other_explicit_shardings_are_of_another_kind():
+    # Arrays with different shardings cannot be stacked.
+    with jax.set_mesh(mesh_of(EXPLICIT)):
+        tree = {"block_0": np.ones((8, 2)), "block_1": np.ones((8, 2))}
+        params = lay_out(tree, jax.sharding.get_mesh(), {"block_0": P("fsdp"), "block_1": P()})
+        kinds = make_kinds(make_layout(params), jax.tree.leaves(params))
+    assert [kind.members for kind in kinds] == [[0], [1]]
 
 
 @each_kind

@@ -97,6 +97,15 @@ def test_distances_are_measured_from_the_anchor_and_not_from_zero():
     np.testing.assert_array_equal(step_from([-1.0], [-1.0], [-1.0], anchor=16.0), [-1.0])
 
 
+def test_a_step_whose_norms_underflow_is_unchanged():
+    # Squares below 1e-45 are 0, and 0 / 0 is NaN.
+    params = {"kernel": jnp.full((3, 2), 1e-25)}
+    tx = spd(optax.sgd(1e-30), anchor="zero")
+    moved, _ = make_step(tx)(params, tx.init(params), {"kernel": jnp.ones((3, 2))})
+    # The step is 1e-5 of the distance, and float32 rounds by 6e-8.
+    np.testing.assert_allclose(moved["kernel"], 1e-25 - 1e-30, rtol=1e-6)
+
+
 def test_a_strength_in_half_precision_is_used_in_float32():
     strength = jnp.bfloat16(0.1)
     expected = (1 - float(strength) / 2) * np.array([6.0, 8.0])

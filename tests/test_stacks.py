@@ -42,6 +42,29 @@ def test_tensors_are_of_one_kind_if_their_names_differ_in_numbers_only():
     ]
 
 
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("shape", "dtype", "axes"),
+    [
+        ((2, 4, 4), "float32", {}),
+        ((2, 3, 4), "float32", {"block_1": Axes(rows=1)}),
+        # The last axis has the rows, with layers too.
+        ((2, 3, 4), "float32", {"block_1": Axes(layers=0)}),
+        ((2, 3, 4), "float64", {}),
+    ],
+    ids=["shape", "rows", "layers", "precision"],
+)
+def test_tensors_are_of_two_kinds_if_they_differ_in_more_than_numbers(shape, dtype, axes):
+    params = {"block_0": jnp.zeros((2, 3, 4), "float32"), "block_1": jnp.zeros(shape, dtype)}
+    assert [kind.members for kind in kinds_of(params, axes)[2]] == [[0], [1]]
+
+
+def test_half_and_single_precision_are_of_one_kind():
+    # Their norms are both float32.
+    params = {"block_0": jnp.zeros((3, 4), "bfloat16"), "block_1": jnp.zeros((3, 4), "float32")}
+    assert [kind.members for kind in kinds_of(params)[2]] == [[0, 1]]
+
+
 def test_a_kind_has_at_most_a_hundred_tensors():
     params = {f"block_{i}": jnp.zeros(3) for i in range(250)}
     *_, kinds = kinds_of(params)

@@ -123,6 +123,15 @@ def test_set_anchor_takes_a_checkpoint_without_the_excluded_head():
     assert jax.tree.leaves([moved.anchor["head"], moved.anchor["bias"]]) == []
 
 
+def test_a_state_stores_sizes_of_the_anchor_only_if_its_options_need_them():
+    params = random_tree(SHAPES, 0)
+    state: Any = tpgm_jax.ftp(optax.sgd(0.1)).init(params)
+    assert jax.tree.leaves((state.anchor_norms, state.unit_size)) == []
+    state = tpgm_jax.ftp(optax.sgd(0.1), memory="compact", unit="anchor").init(params)
+    assert jax.tree.leaves(state.anchor_norms)
+    assert jax.tree.leaves(state.unit_size)
+
+
 def test_set_anchor_copies():
     params = {"w": jnp.ones(3)}
     state = set_anchor(tpgm_jax.ftp(optax.sgd(0.1)).init(params), params)

@@ -4,6 +4,7 @@ import math
 import unicodedata
 
 from tpgm_jax import Group, Report
+from tpgm_jax._core.columns import plain_table
 
 LONG = "encoder/blocks/block_0/attention/query/kernel"
 REPORT = Report(
@@ -49,6 +50,13 @@ def test_columns_and_points_are_aligned():
         ["1.00e+07", "100%", "inf", "0%", "1.00"],
         ["1.00", "-", "nan", "0%", "1.00"],
     ]
+
+
+def test_columns_are_aligned_by_their_width_in_a_terminal():
+    # A Chinese letter and a full-width Latin one take two columns each, and an accent none.
+    names = ["\u540d\uff21", "abc", "e\u0301"]
+    lines = plain_table([names, ["1", "22", "3"]]).split("\n")
+    assert lines == [names[0] + "   1", "abc   22", names[2] + "      3"]
 
 
 def test_notes_name_what_is_left_out_and_what_looks_wrong():

@@ -2,6 +2,7 @@
 
 import functools
 from collections import OrderedDict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,26 @@ def test_the_radius_starts_at_half_the_smallest_norm():
         PARAMS, tx.init(PARAMS), grads
     )
     np.testing.assert_allclose(tpgm_jax.radii(state, PARAMS)["w"], 0.15, rtol=1e-6)
+
+
+def test_the_radius_of_a_tensor_that_has_not_moved_is_zero():
+    # Not 1e-8, because a radius is at most the largest norm.
+    params = {"kernel": jnp.ones((3, 2))}
+    tx = tpgm_jax.tpgm(optax.sgd(0.1))
+    step = make_step(tx, held_out_loss=lambda params: jnp.sum(params["kernel"]))
+    state: Any
+    _, state = step(params, tx.init(params), {"kernel": jnp.zeros((3, 2))})
+    np.testing.assert_array_equal(state.radii, 0.0)
+
+
+def test_by_default_each_update_takes_one_radius_step():
+    params = {"kernel": jnp.ones((3, 2))}
+    tx = tpgm_jax.tpgm(optax.sgd(0.1))
+    step = make_step(tx, held_out_loss=lambda params: jnp.sum(params["kernel"]))
+    state: Any = tx.init(params)
+    for count in (1, 2, 3):
+        params, state = step(params, state, {"kernel": jnp.ones((3, 2))})
+        assert state.radius_state[0].count == count
 
 
 def test_radii_are_learned_at_every_nth_step():

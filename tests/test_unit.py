@@ -44,6 +44,25 @@ def test_an_l2_unit_is_the_norm_of_the_tensor():
     np.testing.assert_allclose(found["bias"], np.sqrt(2 * 25 / 4), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("norm", "power"), [("mars", 1), ("l2", 2)])
+def test_a_typical_weight_is_the_mean_over_all_numbers_of_all_kernels(norm, power):
+    def norm_of_typical(n, mean):
+        return (n * mean) ** (1 / power)
+
+    kernels = {"a/kernel": jnp.ones((2, 2)), "b/kernel": jnp.full((4, 3), 4.0)}
+    found = units_of({**kernels, "bias": jnp.full(2, 9.0)}, norm)
+    mean = (4 * 1 + 12 * 4**power) / 16
+    np.testing.assert_allclose(found["bias"], norm_of_typical(2, mean), rtol=1e-6)
+    # Without kernels all numbers count.
+    found = units_of({"bias": jnp.ones(2), "scale": jnp.full(3, 3.0)}, norm)
+    mean = (2 * 1 + 3 * 3**power) / 5
+    np.testing.assert_allclose(found["bias"], norm_of_typical(2, mean), rtol=1e-6)
+    np.testing.assert_allclose(found["scale"], norm_of_typical(3, mean), rtol=1e-6)
+    # If all numbers are 0, a typical weight is 1.
+    found = units_of({"bias": jnp.zeros(3)}, norm)
+    np.testing.assert_allclose(found["bias"], norm_of_typical(3, 1), rtol=1e-6)
+
+
 @each_norm
 def test_layers_have_separate_units_and_share_the_typical_weight(norm):
     one, two = (
@@ -124,6 +143,20 @@ def test_radii_are_the_same_for_a_model_that_is_a_hundred_times_larger(norm, met
     tolerance = 2**-8 if method == "ftp compact" else 1e-5
     for name, radius in small.items():
         assert large[name] == pytest.approx(radius, rel=tolerance), name
+
+
+def test_infinities_in_an_anchor_count_as_zero():
+    # As in attention masks. The rows are (1, 3) and (-inf, 2), so their mean norm is (4 + 2) / 2.
+    params = {"kernel": jnp.array([[1.0, -jnp.inf], [3.0, 2.0]])}
+    state: Any = ftp(optax.sgd(0.1), unit="anchor").init(params)
+    np.testing.assert_array_equal(state.unit_size, [3.0])
+
+
+def test_an_empty_tree_has_no_units():
+    tx: Any = tpgm_jax.ftp(optax.sgd(0.1), unit="anchor")
+    state = tx.init({})
+    assert state.unit_size.shape == (0,)
+    assert tx.update({}, state, {})[0] == {}
 
 
 def test_an_unknown_unit_and_an_anchor_unit_of_zeros_are_refused():

@@ -48,7 +48,7 @@ def stored_displacement(
     problem: Problem, stored: optax.Params, row_norms: Sequence[jax.Array]
 ) -> Previous:
     """The previous projection, from the displacement and its norms in the state."""
-    leaves = [jnp.asarray(to_device(x)) for x in problem.spec.layout.constrained(stored)]
+    leaves = map(to_device, problem.spec.layout.constrained(stored))
     c = [x.astype(wide_dtype(x)) for x in leaves]
     n = [x + EPSILON for x in row_norms]
     return Previous(c, n, problem.displacements())

@@ -39,7 +39,7 @@ def unit_sizes(anchor: list[Any], spec: Spec, dtype: jnp.dtype) -> jax.Array | N
         return jnp.ones(0, dtype)
 
     def compute(anchor: list[Any]) -> jax.Array:
-        pairs = zip(map(jnp.asarray, anchor), layout.tensors, strict=True)
+        pairs = zip(anchor, layout.tensors, strict=True)
         sums = [row_sums(x, tensor, spec.norm, dtype) for x, tensor in pairs]
         return unit_from_sums(sums, layout, spec.norm, dtype)
 

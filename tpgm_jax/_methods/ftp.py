@@ -293,11 +293,11 @@ def hyper_gradient(problem: Problem, previous: _displacement.Previous) -> list[j
     """
     # The products are summed first, because they are as large as the parameters.
     g = [x.astype(c.dtype) for x, c in zip(problem.g, previous.c, strict=True)]
-    slopes = problem.scaled_products(g, previous.c, previous.n)
+    slopes, dtype = problem.scaled_products(g, previous.c, previous.n), problem.radii_dtype
 
     def linear_loss(r: list[jax.Array]) -> jax.Array:
-        terms = [jnp.sum(x * slope) for x, slope in zip(r, slopes, strict=True)]
-        return sum(terms, jnp.zeros([]))
+        terms = [jnp.sum(x * slope).astype(dtype) for x, slope in zip(r, slopes, strict=True)]
+        return sum(terms, jnp.zeros([], dtype))
 
     # The loss is linear in `r`, so its derivative is the same at every radius.
-    return jax.grad(linear_loss)(problem.spread(jnp.zeros(problem.spec.layout.groups)))
+    return jax.grad(linear_loss)(problem.spread(jnp.zeros(problem.spec.layout.groups, dtype)))
