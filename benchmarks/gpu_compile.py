@@ -46,7 +46,6 @@ WRAPPERS: dict[str, Callable[[Any, Any], Any]] = {
     ),
 }
 METHODS = {name.format(base): (base, name) for base in BASES for name in WRAPPERS}
-TREES = trees.PRESETS | {"small_leaves_640": lambda: trees.small_leaves(640)}
 SCOPES = ("optimizer", "training")
 MODELS = ("vit_b16", "scanned_decoder")
 
@@ -83,7 +82,7 @@ CASES = [
     Case(gpu, tree, scope, method)
     for gpu in gpus.DEVICES
     for scope in SCOPES
-    for tree in (MODELS if scope == "training" else TREES)
+    for tree in (MODELS if scope == "training" else trees.PRESETS)
     for method in methods_for(gpu, scope, tree)
 ]
 
@@ -142,7 +141,7 @@ def lower(case: Case) -> jax.stages.Lowered:
     base, wrapper = METHODS[case.method]
     made = WRAPPERS[wrapper](BASES[base], trees.AXES.get(case.tree))
     tx = optax.with_extra_args_support(made)
-    shapes = TREES[case.tree]()
+    shapes = trees.PRESETS[case.tree]()
     params = placed({k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()})
     state = placed(jax.eval_shape(tx.init, params))
     given = params
@@ -170,7 +169,7 @@ def measure(case: Case, known: Mapping[str, Any], text: Path | None) -> dict[str
         text.mkdir(parents=True, exist_ok=True)
         (text / f"{re.sub(r'[^a-z0-9]+', '_', str(case))}.txt").write_text(program)
     found, memory = kernels.kernels(program), memory_of(compiled)
-    row["parameters"] = sum(prod(shape) for shape in TREES[case.tree]().values())
+    row["parameters"] = sum(prod(shape) for shape in trees.PRESETS[case.tree]().values())
     row["kernels"] = sum(x.runs for x in found)
     row["read_bytes"] = sum(x.runs * x.read for x in found)
     row["written_bytes"] = sum(x.runs * x.written for x in found)

@@ -155,5 +155,5 @@ MODELS = {
     "vit_b16": Model(vit_loss, images(16, 224, classes=768)),
     "scanned_decoder": Model(decoder_loss, tokens(4, 256, vocabulary=32000)),
     "resnet50": Model(resnet_loss, images(16, 128, classes=2048)),
-    "small_leaves": Model(chain_loss, vectors(256, 64)),
+    **dict.fromkeys(("small_leaves", "small_leaves_640"), Model(chain_loss, vectors(256, 64))),
 }

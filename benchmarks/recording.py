@@ -21,7 +21,7 @@ def machine() -> str:
 def write(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], path: Path) -> None:
     """Writes a CSV file. If the process is killed meanwhile, the old file stays complete."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_whole(path, lambda file: file.write(text.getvalue().encode()))

@@ -35,6 +35,7 @@ COLUMNS: list[str] = [
     "fastest",
     "slowest",
     "ratio",
+    "trace_seconds",
     "compile_seconds",
     "temporary_copies",
     "state_copies",
@@ -62,6 +63,7 @@ class Measured(NamedTuple):
 
     step: Any
     carry: Any
+    trace_seconds: float
     compile_seconds: float
     times: list[float]
 
@@ -120,11 +122,13 @@ def prepare(step: Callable[..., Any], tx: Any, preset: str, given: list[Any]) ->
     params = random_like(PRESETS[preset](), seed=0, scale=0.02)
     carry = (params, tx.init(params))
     start = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(*carry, given[0]).compile()
-    seconds = time.perf_counter() - start
+    traced = jax.jit(step, donate_argnums=(0, 1)).trace(*carry, given[0])
+    trace_seconds = time.perf_counter() - start
+    compiled = traced.lower().compile()
+    compile_seconds = time.perf_counter() - start  # tracing included
     for x in given:
         carry = compiled(*carry, x)
-    return Measured(compiled, jax.block_until_ready(carry), seconds, [])
+    return Measured(compiled, jax.block_until_ready(carry), trace_seconds, compile_seconds, [])
 
 
 def copy_seconds(size: int, repeats: int = 9) -> float:
@@ -178,7 +182,7 @@ def row(
     if scope == "optimizer":
         speed = ARRAYS[name] * size / middle / 1e9
     values = [scope, preset, name, 1e3 * middle, 1e3 * min(one.times), 1e3 * max(one.times)]
-    values += [statistics.median(a / b for a, b in pairs), one.compile_seconds]
+    values += [statistics.median(a / b for a, b in pairs), one.trace_seconds, one.compile_seconds]
     values += [memory.temp_size_in_bytes / size]
     values += [sum(x.nbytes for x in jax.tree.leaves(one.carry[1])) / size]
     values += [float(cost.get("bytes accessed", float("nan"))) / size]

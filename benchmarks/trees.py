@@ -1,5 +1,7 @@
 """Parameter trees in the shapes of real models, filled with random numbers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,6 +74,7 @@ PRESETS = {
     "scanned_decoder": scanned_decoder,
     "resnet50": resnet50,
     "small_leaves": small_leaves,
+    "small_leaves_640": functools.partial(small_leaves, 640),
 }
 AXES = {"scanned_decoder": {"layers/.*": tpgm_jax.Axes(layers=0)}}
 

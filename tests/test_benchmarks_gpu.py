@@ -253,7 +253,7 @@ def test_every_case_has_the_row_that_it_is_compared_with():
 )
 @pytest.mark.parametrize("gpu", gpus.DEVICES)
 def test_a_step_is_compiled_for_a_gpu(gpu, monkeypatch):
-    monkeypatch.setitem(gpu_compile.TREES, "small_leaves", lambda: {"kernel": (256, 256)})
+    monkeypatch.setitem(gpu_compile.trees.PRESETS, "small_leaves", lambda: {"kernel": (256, 256)})
     case = Case(gpu, "small_leaves", "optimizer", "adamw")
     found = gpu_compile.measure(case, {}, None)
     size = 4 * found["parameters"]

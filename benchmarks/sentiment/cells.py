@@ -56,12 +56,12 @@ def jobs() -> Iterator[Job]:
         probe = Cell(source, "probed", "probe", 0.0, "", 0)
         yield Job(probe, (probe,))
     for seed in SEEDS:
-        yield from of_seed(*main, seed, True, RATES[:-1])
+        yield from of_seed(*main, seed, first=True, rates=RATES[:-1])
     for seed in SEEDS[:2]:
         for start, first in ((fresh, True), (amazon, True), (main, False)):
-            yield from of_seed(*start, seed, first, RATES[:-1])
+            yield from of_seed(*start, seed, first=first, rates=RATES[:-1])
     for seed in SEEDS:
-        yield from of_seed(*main, seed, True, RATES[-1:])
+        yield from of_seed(*main, seed, first=True, rates=RATES[-1:])
 
 
 def of_seed(

@@ -144,7 +144,9 @@ def _notes(found: Match, conv1d: Sequence[str]) -> list[str]:
     if found.renamed:
         notes.append(f"matched by --rename: {plural(found.renamed, 'name')}")
     if conv1d:
-        notes.append(f"outputs last, as in GPT-2's Conv1D: {plural(len(conv1d), 'weight')}")
+        notes.append(
+            f"outputs are last in {plural(len(conv1d), 'weight')} named like GPT-2's Conv1D"
+        )
     return notes
 
 
