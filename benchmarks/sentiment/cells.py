@@ -9,7 +9,7 @@ from examples.sentiment.texts import DOMAINS
 
 SOURCES = ("movie", "amazon")
 RATES = (1e-3, 3e-4, 1e-4, 3e-5)
-SEEDS = (0, 1, 2)  # five, and every start at every rate, would take 12 hours instead of four
+SEEDS = (0, 1, 2, 3, 4)
 
 
 class Cell(NamedTuple):
@@ -45,23 +45,25 @@ class Job(NamedTuple):
 
 
 def jobs() -> Iterator[Job]:
-    """All trainings of the study, the most important first: four hours on two cores.
+    """All trainings of the study, the most important first.
 
     On movies with a probed head, each method has all rates and seeds with its first setting. Its
     other settings, the fresh head and Amazon have two seeds, and not the smallest rate, where most
-    methods do little.
+    methods do little: all of them with five seeds and four rates are 960 trainings.
     """
     main, fresh, amazon = ("movie", "probed"), ("movie", "fresh"), ("amazon", "probed")
     for source in SOURCES:
         probe = Cell(source, "probed", "probe", 0.0, "", 0)
         yield Job(probe, (probe,))
-    for seed in SEEDS:
+    for seed in SEEDS[:3]:
         yield from of_seed(*main, seed, first=True, rates=RATES[:-1])
     for seed in SEEDS[:2]:
         for start, first in ((fresh, True), (amazon, True), (main, False)):
             yield from of_seed(*start, seed, first=first, rates=RATES[:-1])
-    for seed in SEEDS:
+    for seed in SEEDS[:3]:
         yield from of_seed(*main, seed, first=True, rates=RATES[-1:])
+    for seed in SEEDS[3:]:
+        yield from of_seed(*main, seed, first=True, rates=RATES)
 
 
 def of_seed(

@@ -92,7 +92,11 @@ def adapters(make: Callable[[optax.Schedule], optax.GradientTransformation]) -> 
 NEAR_ZERO: Any = {"anchor": "zero", "exclude": (HEAD, lora.FIRST_FACTOR)}
 METHODS: dict[str, Method] = {
     "finetune": Method(lambda rate, _, importance: averaged(adamw(rate))),
-    "ftp": Method(lambda rate, _, importance: tpgm_jax.ftp(adamw(rate), exclude=HEAD)),
+    # The published `k`, 1, and weaker ones, with which radii fall slower than they climb.
+    "ftp": Method(
+        lambda rate, k, importance: tpgm_jax.ftp(adamw(rate), k=k or 1.0, exclude=HEAD),
+        *("k", (None, 0.5, 0.1)),
+    ),
     "default": Method(lambda rate, _, importance: ftp_anchor(rate, 3e-3)),
     # The first step is what `recommended` needs.
     "ftp_anchor": Method(
