@@ -75,6 +75,7 @@ def main():
         checkpointer.save(folder, half)
     with ocp.StandardCheckpointer() as checkpointer:
         restored = checkpointer.restore(folder, jax.eval_shape(initial))
+    tpgm_jax.check_state(restored[2], restored[0])
     check_equal(train(restored, range(6, 12))[0], state)
 
     # Back into the model, for example to save it in Keras's format.

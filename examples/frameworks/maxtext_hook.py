@@ -49,8 +49,10 @@ def setup_with_anchor(config, recorder, devices=None):
     *rest, state = setup_train_loop(config, recorder, devices)
     params = nnx.state(state.model, nnx.Param)
     opt_state = state.optimizer.opt_state
-    if int(optax.tree.get(opt_state, "FTPState").step[...]) == 0:  # or it was resumed
+    if int(optax.tree.get(opt_state, "FTPState").step[...]) == 0:
         state.optimizer.opt_state = tpgm_jax.set_anchor(opt_state, params)
+    else:  # a resumed run
+        tpgm_jax.check_state(opt_state, params)
     return (*rest, state)
 
 

@@ -28,7 +28,7 @@ def make_optimizer(axes):
     """Keeps `lora_b` near zero. `axes` are `inferred_axes(model, nnx.LoRAParam)`."""
     # `lora_b` starts at zero, so an anchor of zero is the pre-trained model, and needs no copy.
     # `lora_a` starts at random: with both factors near zero, both gradients would vanish.
-    return tpgm_jax.ftp(optax.adam(1e-2), anchor="zero", exclude=".*lora_a", axes=axes)
+    return tpgm_jax.ftp(optax.adam(1e-2), exclude=".*lora_a", axes=axes, anchor="zero")
 
 
 # [/page]
@@ -62,6 +62,8 @@ def main():
     train(make_trainer(half, make_optimizer(axes), folder, steps=4))
     resumed = make_trainer(with_adapters(make_model()), make_optimizer(axes), folder)
     assert resumed.train_steps == 4
+    adapters = nnx.state(resumed.model, nnx.LoRAParam)
+    tpgm_jax.check_state(resumed.optimizer.opt_state, adapters)
     train(resumed)
     check_equal(nnx.state(resumed.model), nnx.state(model))
     check_equal(nnx.state(resumed.optimizer), nnx.state(trainer.optimizer))
