@@ -55,7 +55,7 @@ def optimizer(setting: str, rate: Any, radius_step: Any) -> optax.GradientTransf
     adamw, chosen = optax.adamw(rate), SETTINGS[setting]
     if chosen is None:
         return optax.with_extra_args_support(adamw)
-    return tpgm_jax.ftp(adamw, unit=chosen[0], radius_optimizer=optax.adam(radius_step))
+    return tpgm_jax.ftp(adamw, radius_optimizer=optax.adam(radius_step), unit=chosen[0])
 
 
 @cache

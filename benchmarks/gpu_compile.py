@@ -37,8 +37,8 @@ BASES = {"adamw": optax.adamw(1e-4), "sgd": optax.sgd(1e-2, momentum=0.9)}
 WRAPPERS: dict[str, Callable[[Any, Any], Any]] = {
     "{}": lambda base, axes: base,
     "ftp({})": lambda base, axes: tpgm_jax.ftp(base, axes=axes),
-    "ftp({}), compact": lambda base, axes: tpgm_jax.ftp(base, axes=axes, memory="compact"),
-    "ftp({}), l2": lambda base, axes: tpgm_jax.ftp(base, axes=axes, norm="l2"),
+    "ftp({}), compact": lambda base, axes: tpgm_jax.ftp(base, memory="compact", axes=axes),
+    "ftp({}), l2": lambda base, axes: tpgm_jax.ftp(base, norm="l2", axes=axes),
     "tpgm({})": lambda base, axes: tpgm_jax.tpgm(base, axes=axes),
     "spd({})": lambda base, axes: tpgm_jax.spd(base, axes=axes),
     "{}, project_to_anchor": lambda base, axes: optax.chain(

@@ -73,7 +73,7 @@ def methods(scope: str, axes: Any) -> dict[str, optax.GradientTransformation]:
     found: dict[str, optax.GradientTransformation] = {
         "adamw": adamw,
         "ftp(adamw)": tpgm_jax.ftp(adamw, axes=axes),
-        "ftp(adamw), compact": tpgm_jax.ftp(adamw, axes=axes, memory="compact"),
+        "ftp(adamw), compact": tpgm_jax.ftp(adamw, memory="compact", axes=axes),
         "adamw, project_to_anchor": optax.chain(adamw, tpgm_jax.project_to_anchor(0.1, axes=axes)),
         "sgd": sgd,
         "ftp(sgd)": tpgm_jax.ftp(sgd, axes=axes),

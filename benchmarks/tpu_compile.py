@@ -50,7 +50,7 @@ METHODS: dict[str, optax.GradientTransformation] = {
     "ftp(adamw)": tpgm_jax.ftp(ADAMW, axes=pod.AXES),
     "ftp(adamw), compact": tpgm_jax.ftp(ADAMW, **COMPACT),
     "ftp(adamw), compact, anchor handed in": tpgm_jax.ftp(ADAMW, **COMPACT, anchor="argument"),
-    "ftp(adamw), l2": tpgm_jax.ftp(ADAMW, axes=pod.AXES, norm="l2"),
+    "ftp(adamw), l2": tpgm_jax.ftp(ADAMW, norm="l2", axes=pod.AXES),
 }
 # Parameter-sized copies among the arguments, in addition to AdamW's: anchor and displacement; the
 # anchor in the state; the anchor as a separate argument.

@@ -113,7 +113,7 @@ def add_decay(params, anchor, gradient, weight, importance):
     return pulled
 
 
-def interpolate(anchor, params, alpha):
+def interpolate(params, anchor, alpha):
     mixed = np.array(params)
     for index in itertools.product(*map(range, mixed.shape)):
         mixed[index] = (1 - alpha) * anchor[index] + alpha * params[index]

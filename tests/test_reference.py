@@ -232,7 +232,7 @@ def test_the_decay_equals_its_loops():
 def test_interpolation_equals_its_loops():
     anchor, params = random_tree(SHAPES, seed=0), random_tree(SHAPES, seed=1)
     mixed = jax.jit(tpgm_jax.interpolate)(params, anchor, 0.3)
-    pairs = {name: (np.asarray(anchor[name]), np.asarray(params[name])) for name in SHAPES}
+    pairs = {name: (np.asarray(params[name]), np.asarray(anchor[name])) for name in SHAPES}
     assert_close(mixed, {name: reference.interpolate(*x, 0.3) for name, x in pairs.items()})
 
 

@@ -24,7 +24,7 @@ from examples.sentiment.training import BATCH, HEAD, Trainer
 METHODS = {
     "adamw": adamw,
     "ftp": lambda rate: tpgm_jax.ftp(adamw(rate), exclude=HEAD),
-    "ftp, compact": lambda rate: tpgm_jax.ftp(adamw(rate), exclude=HEAD, memory="compact"),
+    "ftp, compact": lambda rate: tpgm_jax.ftp(adamw(rate), memory="compact", exclude=HEAD),
     "tpgm": lambda rate: tpgm_jax.tpgm(adamw(rate), exclude=HEAD),
     "spd": lambda rate: tpgm_jax.spd(adamw(rate), exclude=HEAD),
 }

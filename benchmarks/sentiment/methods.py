@@ -80,7 +80,7 @@ def averaged(inner: optax.GradientTransformation) -> optax.GradientTransformatio
 
 def ftp_anchor(rate: optax.Schedule, step: float) -> optax.GradientTransformation:
     """FTP with radii in units of the anchor, and Adam with this step for them."""
-    return tpgm_jax.ftp(adamw(rate), unit="anchor", radius_optimizer=optax.adam(step), exclude=HEAD)
+    return tpgm_jax.ftp(adamw(rate), radius_optimizer=optax.adam(step), unit="anchor", exclude=HEAD)
 
 
 def adapters(make: Callable[[optax.Schedule], optax.GradientTransformation]) -> Method:
@@ -89,7 +89,7 @@ def adapters(make: Callable[[optax.Schedule], optax.GradientTransformation]) -> 
 
 
 # As in the recipe for LoRA (docs/recipes.md): `lora_b` starts at 0, and stays near 0.
-NEAR_ZERO: Any = {"anchor": "zero", "exclude": (HEAD, lora.FIRST_FACTOR)}
+NEAR_ZERO: Any = {"exclude": (HEAD, lora.FIRST_FACTOR), "anchor": "zero"}
 METHODS: dict[str, Method] = {
     "finetune": Method(lambda rate, _, importance: averaged(adamw(rate))),
     # The published `k`, 1, and weaker ones, with which radii fall slower than they climb.
@@ -106,9 +106,9 @@ METHODS: dict[str, Method] = {
     "ftp_relative": Method(
         lambda rate, _, importance: tpgm_jax.ftp(
             adamw(rate),
-            unit="anchor",
-            radius_optimizer=relative(3e-2),
             initial_radius=1e-2,
+            radius_optimizer=relative(3e-2),
+            unit="anchor",
             exclude=HEAD,
         )
     ),

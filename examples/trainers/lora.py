@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     adam = optax.adam(optax.cosine_decay_schedule(3e-2, task.steps))
     plain, near = with_adapters(pretrained), with_adapters(pretrained)
     train(plain, adam, nnx.LoRAParam, task.train, task.steps, "Adam")
-    ftp = tpgm_jax.ftp(adam, anchor="zero", exclude=r".*/lora_a")
+    ftp = tpgm_jax.ftp(adam, exclude=r".*/lora_a", anchor="zero")
     optimizer = train(near, ftp, nnx.LoRAParam, task.train, task.steps, "FTP")
 
     models = {"pre-trained": pretrained, "Adam": plain, "FTP": near}
