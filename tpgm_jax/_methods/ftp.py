@@ -1,8 +1,8 @@
 """FTP: learn the radii from the training gradient, one projection behind.
 
-The previous step's projection made the parameters at which the loss gradient `g_t` is taken. So
-the product of `g_t` with the derivative of that projection says how the loss would change if the
-radius were larger. It needs no forward or backward pass of its own.
+The loss gradient `g_t` is taken at the parameters that the previous step's projection made. So its
+product with the derivative of that projection in the radius is the derivative of the loss in the
+radius. No additional forward or backward pass is needed.
 """
 
 from __future__ import annotations  # so that `help` shows names, and not what they expand to
@@ -136,7 +136,7 @@ def ftp(
         norm: "mars", the L1 norm of each row, where all rows of a tensor share one radius; or
             "l2", the norm of the whole tensor.
         unit: in what `radius_optimizer` measures radii. "norm": the norm itself, as published.
-            "anchor": the size `U` of the anchor in that norm, as `init` or `set_anchor` sees it.
+            "anchor": the size `U` of the anchor in that norm, computed in `init` and `set_anchor`.
             For tensors with row axes `U` is the mean of `N(W0)` over rows ("l2": `N(W0)`); for a
             bias or scale of `n` numbers it is the norm of `n` typical weights of those tensors.
             The radius optimizer then gets `r / U` and the gradient in `r / U`, so a step of 1e-2 is
@@ -149,7 +149,7 @@ def ftp(
             which axes index rows, and which index stacked layers. Of several patterns that match,
             the first counts. The default infers rows from names and shapes, and assumes that no
             tensor stacks layers.
-        anchor: where `W0` comes from. "init": the parameters that `init` sees, copied.
+        anchor: where `W0` comes from. "init": the parameters that `init` gets, copied.
             "argument": the keyword `anchor` of each `update`, for those who hold the pre-trained
             model anyway; hand `init` the pre-trained parameters too if `unit="anchor"` or
             `memory="compact"`. "zero": zeros, for adapters. The latter two store no anchor.
@@ -231,12 +231,12 @@ def ftp(
         # quarter of the step's time), and devices sum over all leaves at once.
         base_updates, u, base_state = p.base_step(base, finite, state.base_state, extra_args)
 
-        # c_t = (W - W0) + u,  n_t = N(c_t) + 1e-8
+        # c_t = (W - W0) + u,  and `sizes` = N(c_t), which is n_t without the 1e-8
         c = [d + x.astype(d.dtype) for d, x in zip(previous.d, u, strict=True)]
         sizes = p.norms(c)
 
         # h = k * h  if h > 0
-        # In the dtype of the radii, whatever the dtype of a schedule's numbers.
+        # Cast to the dtype of the radii, because a schedule may return another.
         now = checks.number_at(k, state.step, "k", largest=1)
         h = jnp.where(h > 0, now * h, h).astype(p.radii_dtype)
         # t = 1:  r = initial_radius. The recovered `c` is not 0 at the first step, but there was no
@@ -265,13 +265,14 @@ def ftp(
             ends = jax.lax.optimization_barrier(ends)
         new = p.project(c, sizes, ends)
         stored = state.displacement
-        kept = _displacement.norms_after_skip(p, norms, state.radii) if full else norms
+        # A skipped first step has projected nothing, so its `W - W0` keeps its own norms.
+        after_skip = _displacement.norms_after_skip(p, norms, state.radii) if full else norms
         return p.spec.layout.replace(base_updates, zero_unless(finite, new)), state._replace(
             step=jnp.where(finite, optax.safe_increment(state.step), state.step),
             spec=p.spec,
             base_state=base_state,
             radii=select(finite, clipped, state.radii),
-            row_norms=p.row_norms(sizes, kept, update=(finite | first) if full else finite),
+            row_norms=p.row_norms(sizes, after_skip, update=(finite | first) if full else finite),
             radius_state=select(finite, radius_state, state.radius_state),
             displacement=_displacement.store_displacement(p, stored, c) if full else stored,
             skipped=jnp.where(finite & taken, state.skipped, optax.safe_increment(state.skipped)),

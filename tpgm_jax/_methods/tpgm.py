@@ -1,7 +1,7 @@
 """TPGM: learn the radii on held-out data, by gradient descent through the projection.
 
-A bi-level problem. The inner one is ordinary training, projected; the outer one asks for
-the radii at which the projected parameters do best on data that training does not see.
+A bi-level problem. The inner one is ordinary training, projected; the outer one finds
+the radii that minimise the loss of the projected parameters on held-out data.
 """
 
 from __future__ import annotations  # so that `help` shows names, and not what they expand to
@@ -197,6 +197,13 @@ def tpgm(
         c = [d + x.astype(d.dtype) for d, x in zip(p.displacements(), u, strict=True)]
         sizes = p.norms(c)
 
+        # first update:  r = min over rows of N(c) / 2
+        initial = p.gather(p.reduce_rows(jnp.min, sizes)) / 2
+        radii = jnp.where(first, initial, state.radii)
+        start = _radii.restart(first, radius_base, radii / unit_size, state.radius_state)
+        carry = radii, start, before
+
+        # r = clip(r, 1e-8, max over rows of N(c))
         # r = r - adam(d/dr held_out_loss(W0 + min(1, r / n) * c))
         def step(i, carry):
             radii, radius_state, skipped = carry
@@ -218,11 +225,7 @@ def tpgm(
                 return step(jnp.zeros([], jnp.int32), carry)
             return jax.lax.fori_loop(0, steps, step, carry)
 
-        # first update:  r = min over rows of N(c) / 2
-        initial = p.gather(p.reduce_rows(jnp.min, sizes)) / 2
-        radii = jnp.where(first, initial, state.radii)
-        start = _radii.restart(first, radius_base, radii / unit_size, state.radius_state)
-        carry = radii, start, before
+        # updates 1, 1 + every, 1 + 2 every and so on
         if isinstance(every, int) and every == 1:
             carry = learn(carry)
         else:
