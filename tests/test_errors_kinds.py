@@ -49,8 +49,8 @@ CASES: Any = {
     "no layers": (lambda: layers(None), TypeError, "`layers=None` for 'head'.*leave it out"),
     # `update` reads the axes again, when a generator is empty.
     "a generator of layers": (lambda: layers(iter([0])), TypeError, "a tuple of them"),
-    "a number as a pattern": (lambda: init(axes={3: Axes()}), TypeError, "pattern 3, which is no"),
-    "bytes as a pattern": (lambda: init(axes={b"head": Axes()}), TypeError, "which is no text"),
+    "a number as a pattern": (lambda: init(axes={3: Axes()}), TypeError, "pattern 3, which is not"),
+    "bytes as a pattern": (lambda: init(axes={b"head": Axes()}), TypeError, "which is not text"),
     "exclude returns an array": (
         lambda: init(exclude=lambda path, leaf: leaf),
         TypeError,

@@ -19,7 +19,13 @@ import jax.numpy as jnp
 
 from tpgm_jax._core import names as _names
 from tpgm_jax._core.layout_text import note_for_error
-from tpgm_jax._core.names import Exclude, exclude_flags, leaf_names, match_pattern
+from tpgm_jax._core.names import (
+    Exclude,
+    check_unique,
+    exclude_flags,
+    leaf_names,
+    match_pattern,
+)
 from tpgm_jax._core.rows_by_name import rows_by_name
 
 
@@ -250,7 +256,7 @@ def _from_front(
     if axes is None or any(isinstance(axis, bool) for axis in several):
         nothing = "; for none, leave it out" if given is None else ""
         raise TypeError(
-            f"`axes` gives `{argument}={given!r}` for {name!r}, which is no axis: pass a whole "
+            f"`axes` gives `{argument}={given!r}` for {name!r}, which is not an axis: pass a whole "
             f"number or a tuple of them, such as `Axes({argument}=0)`{nothing}."
         )
     if not all(-len(shape) <= axis < len(shape) for axis in axes):
@@ -264,12 +270,7 @@ def _from_front(
 
 
 def _check_leaves(names: Sequence[str], leaves: Sequence[Any]) -> None:
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(
-            f"two parameters have the same path, {twice!r}, because a key has a slash in it: "
-            "rename the key."
-        )
+    check_unique(names)
     for name, leaf in zip(names, leaves, strict=True):
         kind = getattr(getattr(leaf, "dtype", None), "kind", "")
         if kind in tuple("SUOMm") or not (kind or isinstance(leaf, int | float | complex)):

@@ -57,6 +57,16 @@ def leaf_names(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
 
 
+def check_unique(names: Sequence[str]) -> None:
+    """Raises if two leaves have the same name."""
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(
+            f"two parameters have the same path, {twice!r}, because a key has a slash in it: "
+            "rename the key."
+        )
+
+
 def by_name(tree: Any) -> dict[str, Any]:
     """Name to leaf."""
     return dict(zip(leaf_names(tree), leaves(tree), strict=True))
@@ -123,7 +133,7 @@ def match_pattern(pattern: Pattern, names: Sequence[str], argument: str) -> set[
     """
     if not isinstance(pattern, str) and not isinstance(getattr(pattern, "pattern", None), str):
         raise TypeError(
-            f"`{argument}` has the pattern {pattern!r}, which is no text: pass a regular "
+            f"`{argument}` has the pattern {pattern!r}, which is not text: pass a regular "
             "expression, such as `'head/.*'`."
         )
     try:

@@ -61,11 +61,6 @@ def make_kinds(layout: Layout, leaves: Sequence[jax.Array]) -> list[Kind]:
     return kinds
 
 
-def stack(arrays: Sequence[jax.Array], kinds: Sequence[Kind]) -> list[jax.Array]:
-    """One array for each leaf to one for each kind."""
-    return [jnp.stack([arrays[i] for i in kind.members]) for kind in kinds]
-
-
 def sum_leaves(
     terms: Callable[..., jax.Array],
     leaves: Sequence[Sequence[jax.Array]],
@@ -99,7 +94,7 @@ def sum_leaves(
 
 
 def unstack(stacks: Sequence[jax.Array], kinds: Sequence[Kind]) -> list[jax.Array]:
-    """One array for each kind to one for each leaf: the inverse of `stack`."""
+    """One array for each kind to one for each leaf."""
     leaves: list[jax.Array] = [jnp.zeros([])] * sum(len(kind.members) for kind in kinds)
     for array, kind in zip(stacks, kinds, strict=True):
         for place, i in enumerate(kind.members):

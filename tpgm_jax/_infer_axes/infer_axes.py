@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from tpgm_jax._core.axes import Axes, other_axes
 from tpgm_jax._core.columns import plain_table
-from tpgm_jax._core.names import closest, leaf_names, match_pattern
+from tpgm_jax._core.names import check_unique, closest, leaf_names, match_pattern
 from tpgm_jax._core.names import leaves as all_leaves
 from tpgm_jax._core.rows_by_name import rows_by_name
 from tpgm_jax._infer_axes.rules import find_uses
@@ -149,12 +149,7 @@ def infer_axes(fn: Callable[..., Any], params: Any, *args: Any) -> InferredAxes:
     names = [name for name, leaf in pairs if _is_array(leaf)]
     if not names:
         raise ValueError("`params` has no arrays: pass the tree of parameters that `init` gets.")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(
-            f"two parameters have the same path, {twice!r}, because a key has a slash in it: "
-            "rename the key."
-        )
+    check_unique(names)
 
     def flat(arrays: list[Any]) -> Any:
         rest = iter(arrays)
