@@ -202,7 +202,7 @@ def test_candidates_against_radii():
     )
     assert ax.get_ylabel().startswith("candidate: how far the farthest row would have gone\n")
     (bar,) = set(ax.figure.axes) - {ax}
-    assert bar.get_ylabel() == "rows pulled back, of those that moved (%)"
+    assert bar.get_ylabel() == "share of moved rows that were pulled back (%)"
     assert ax.get_xlim() == ax.get_ylim()
 
 

@@ -96,7 +96,7 @@ class TrainState(train_state.TrainState):
 
 def _takes_extra_args(tx: Any) -> bool:
     """Whether `tx.update` accepts keywords that it does not name."""
-    # `optax.MultiSteps` accepts them, but its type does not say so.
+    # `optax.MultiSteps` accepts them, although it is not a `GradientTransformationExtraArgs`.
     parameters = inspect.signature(tx.update).parameters.values()
     return isinstance(tx, optax.GradientTransformationExtraArgs) or any(
         parameter.kind is parameter.VAR_KEYWORD for parameter in parameters

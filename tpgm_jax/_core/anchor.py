@@ -1,4 +1,4 @@
-"""The anchor `W0`: what the states store of it, and where an update reads it."""
+"""The anchor `W0`: how states store it, and how updates read it."""
 
 from collections.abc import Callable
 from typing import Any

@@ -26,7 +26,7 @@ EPSILON = 1e-8
 def wide_dtype(leaf: jax.typing.ArrayLike) -> jnp.dtype:
     """The dtype to compute in: float32 for narrower floats, whose few bits would round a radius
     too, and the leaf's own otherwise."""
-    # Not `promote_types`, which refuses two dtypes under `jax_numpy_dtype_promotion="strict"`.
+    # `jnp.promote_types` refuses two dtypes under `jax_numpy_dtype_promotion="strict"`.
     dtype = jnp.result_type(leaf)
     narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     return jnp.dtype(jnp.float32) if narrow else dtype
@@ -38,7 +38,7 @@ def displacement(params: jax.Array, anchor: jax.Array) -> jax.Array:
 
     It is taken before `u` is added, because `W` is close to `W0` and their difference is then
     exact. `(W + u) - W0` would first round `u` to the spacing of floats around `W`. Equal
-    infinities, as in attention masks, have not moved, and their difference would be NaN.
+    infinities, such as in attention masks, count as unmoved; their difference would be NaN.
     """
     dtype = wide_dtype(params)
     w, w0 = params.astype(dtype), anchor.astype(dtype)
@@ -86,7 +86,7 @@ def shrinkage(radius: jax.Array, n: jax.Array) -> jax.Array:
     """`min(1, r / n)`, with the slope of `r / n` at the tie `r == n`.
 
     The tie is common: a radius that was clipped at its upper bound equals `n` in float32. With a
-    slope of 0, as `hardtanh` has there, or of one half, as `jnp.minimum` has, a radius that
+    slope of 0 (`hardtanh`) or of one half (`jnp.minimum`), a radius that
     reached its bound under the l2 norm could hardly leave it again.
     """
     return jnp.where(radius > n, n, radius) / n

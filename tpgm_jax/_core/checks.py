@@ -94,7 +94,7 @@ def check_anchor_dtype(dtype: Any, anchor: str) -> None:
             f"because of `anchor={anchor!r}`: leave `anchor_dtype` out."
         )
     try:
-        # An array has a dtype, and is none.
+        # `jnp.dtype` accepts an array, and returns its dtype.
         is_array = isinstance(dtype, np.ndarray | jax.Array)
         floating = not is_array and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
     except TypeError:

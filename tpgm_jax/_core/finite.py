@@ -1,7 +1,7 @@
-"""Steps with NaN or infinity: what was learned stays as it was.
+"""Steps with NaN or infinity are skipped.
 
 A NaN in the gradient of one tensor makes the whole step worthless, and would stay in every moment
-that it enters. Such a step is skipped: parameters, radii, their optimizer and the displacement
+that it enters. In a skipped step parameters, radii, their optimizer and the displacement
 stay, and the base optimizer gets zeros.
 """
 

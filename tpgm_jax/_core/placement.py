@@ -21,7 +21,7 @@ def to_device(array: Any) -> Any:
 
 
 def to_host(array: Any) -> Any:
-    """`array` in host memory, with the same layout over devices."""
+    """`array` in host memory, with the same sharding."""
     return jax.device_put(array, HOST)
 
 
@@ -31,11 +31,11 @@ def to_memory_of(old: Any, array: jax.Array) -> jax.Array:
 
 
 def copy_like(old: Any, new: Any) -> jax.Array:
-    """A copy of `new` with the dtype, the layout over devices and the memory of `old`."""
+    """A copy of `new` with the dtype, the sharding and the memory of `old`."""
     dtype = jnp.result_type(old)
     if isinstance(old, Tracer) or not getattr(old, "committed", False):  # placed by default
         return to_memory_of(old, jnp.array(to_device(new), dtype=dtype, copy=True))
-    # From NumPy, so that each device only gets its own part of an array that comes from a file.
+    # Copy from NumPy, so that each device only gets its own part of an array from a file.
     source = new if isinstance(new, jax.Array) else np.asarray(new, dtype)
     return jax.device_put(source, old.sharding, may_alias=False).astype(dtype)
 

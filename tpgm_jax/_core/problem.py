@@ -1,4 +1,4 @@
-"""What every state and every update starts from.
+"""The fields that all states share, and the inputs that all updates start from.
 
 Trees become lists of constrained leaves here, once, and a tree again at the end of the update.
 """
@@ -133,7 +133,7 @@ class Problem:
         return _radii.radii_dtype(self.w)
 
     def unit_size(self, state: Any) -> jax.Array:
-        """By what radii are divided for their optimizer, `[G]`."""
+        """The divisor of the radii for their optimizer, `[G]`."""
         return divisor(state.unit_size, self.spec.layout.groups, self.radii_dtype)
 
     def displacements(self) -> list[jax.Array]:
@@ -239,7 +239,7 @@ def make_problem(
     Raises:
         ValueError: parameters are missing; trees are not of the same model; the state was made
             with other options; the anchor is missing or does not fit.
-        TypeError: the state is none of this library.
+        TypeError: the state was not made by this library.
     """
     caller = options.caller
     if params is None:

@@ -70,7 +70,7 @@ def descend(
     Returns:
         Radii, state of the optimizer, and whether the step was taken.
     """
-    # `optax.adam` needs the standard promotion, whatever the user asks for.
+    # `optax.adam` needs the standard promotion, also if the user has set a stricter one.
     with jax.numpy_dtype_promotion("standard"):
         updates, new_state = optimizer.update(
             unit_size * gradient, optimizer_state, radii / unit_size

@@ -182,7 +182,7 @@ def check_fingerprint(state: Any, caller: str) -> None:
 
 
 def _values(spec: Spec) -> dict[str, Any]:
-    """What the fingerprint covers: a choice, or a tuple with an entry for each leaf."""
+    """The options in the fingerprint: a choice, or a tuple with an entry for each leaf."""
     leaves = spec.layout.leaves
     return {
         "`norm`": spec.norm,

@@ -1,13 +1,13 @@
 """The unit in which the radius optimizer measures radii: the norm, or the size of the anchor.
 
 A distance of 0.01 is far for a bias of 32 numbers and near for a row of 576 weights. With
-`unit="anchor"` the radius optimizer sees `r / U`, where for each group
+`unit="anchor"` the radius optimizer gets `r / U`. For each group
 
     mars:  U = mean over rows of N(W0)    l2:  U = N(W0)                 kernels
            U = n * mean |W0|                   U = sqrt(n * mean W0^2)   a single row of n numbers
 
 The means in the second line are over all numbers of all kernels, because the values of biases
-(zeros) and norm scales (ones) say nothing about how far these may go.
+(zeros) and norm scales (ones) do not indicate how far these may move.
 """
 
 import math
@@ -49,7 +49,7 @@ def unit_sizes(anchor: list[Any], spec: Spec, dtype: jnp.dtype) -> jax.Array | N
 
 
 def divisor(unit_size: jax.Array | Nothing, groups: int, dtype: jnp.dtype) -> jax.Array:
-    """By what radii are divided for their optimizer, `[G]`: the `unit_size` of a state, or ones."""
+    """The divisor of the radii for their optimizer, `[G]`: the `unit_size` of a state, or ones."""
     # Ones are a constant here and not an array in the state, so XLA drops the division.
     return jnp.ones(groups, dtype) if isinstance(unit_size, Nothing) else unit_size
 

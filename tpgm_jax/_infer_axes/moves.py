@@ -120,7 +120,7 @@ def fitted(value: Value, shape: Sequence[int]) -> Value:
 def joined(one: View | None, two: View) -> View | None:
     """Two views of one parameter, combined entry by entry. `None` if they arrange it differently.
 
-    One may be a reduction of the other, as the norm of a weight that is divided by it.
+    One may be a reduction of the other, such as the norm of a weight that is divided by it.
     """
     if one is None or one._replace(dims=()) != two._replace(dims=()):
         return None

@@ -153,5 +153,5 @@ def _copy(new: Any, old: Any) -> Any:
 
 
 def _zeros(array: Any) -> jax.Array:
-    # Via the device, because JAX cannot make zeros in host memory.
+    # JAX cannot make zeros in host memory: make them on the device, and copy.
     return to_memory_of(array, jnp.zeros_like(to_device(array)))

@@ -27,7 +27,7 @@ class Numbers(NamedTuple):
         anchor_sum: the `row_sums` of the anchor.
         radius: `r`.
         relative: `r / U`; `None` if the anchor is zero.
-        pulled_back: the share of the rows that moved that the last projection pulled back.
+        pulled_back: the share of moved rows that the last projection pulled back.
         overshoot: `max over rows of N(c) / r`, before the last projection.
     """
 
@@ -46,14 +46,14 @@ def measure(states: Sequence[Any], params: list[list[Any]], anchors: list[list[A
 
     Args:
         states: states of this library.
-        params: of each, the constrained leaves.
-        anchors: of each, their anchors; `None` for zeros.
+        params: the constrained leaves, a list for each state.
+        anchors: their anchors; `None` for zeros.
     """
     on_device = []
     for state, w, w0 in zip(states, params, anchors, strict=True):
         norm, memory = state.spec.norm, state.spec.memory
         measured = [
-            # Without its name, so that equal leaves share a program.
+            # Drop the name, so that equal leaves share a program.
             _program(_replicated_over(x), tensor._replace(name=""), norm, memory)(x, y)
             for x, y, tensor in zip(w, w0, state.spec.layout.tensors, strict=True)
         ]

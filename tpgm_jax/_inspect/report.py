@@ -105,7 +105,7 @@ class Report:
 def report(
     opt_state: optax.OptState, params: optax.Params, *, anchor: optax.Params | None = None
 ) -> Report:
-    """How far each tensor may go from its anchor, how far it is, and whether it is held back.
+    """How far each tensor may move from its anchor, how far it is, and whether it is constrained.
 
     Writing `W` for a tensor, `W0` for its anchor, `c` for the displacement before the projection of
     the last step, `N` for the norm of a row ("mars") or of the tensor ("l2"), `r` for the radius
@@ -116,9 +116,9 @@ def report(
         pulled_back = (rows with N(c) > r) / (rows with N(c) > 0)
         overshoot   = max over rows of N(c) / r
 
-    The distance equals the radius in nearly every group, because a radius is never larger than its
-    farthest row is far. `pulled_back` says whether anything is constrained: where it is 0, the
-    base optimizer moves freely. A skipped step pulls no row back, so if the last step was skipped,
+    The distance equals the radius in nearly every group, because no radius is larger than the norm
+    of its farthest row. If `pulled_back` is 0, the group is not constrained, and the base optimizer
+    moves freely. A skipped step pulls no row back, so if the last step was skipped,
     `pulled_back` is 0 everywhere.
 
     For logging, outside `jax.jit`: it compiles a small program for each shape, and copies a few
@@ -231,7 +231,7 @@ def _notes(state: Any, numbers: Numbers) -> Iterator[str]:
     if skipped:
         yield (
             f"{skipped} steps were skipped and {int(step)} made, because gradients were not finite "
-            "(or a radius step overflowed). If it goes on, look for the cause; inside "
+            "(or a radius step overflowed). If it continues, look for the cause; inside "
             "`optax.MultiSteps`, pass `should_skip_update_fn=optax.skip_not_finite`"
         )
     tensors = [tensor for tensor in state.spec.layout.tensors for _ in range(tensor.groups)]

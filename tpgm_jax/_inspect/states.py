@@ -26,8 +26,8 @@ def check_state(opt_state: optax.OptState, params: optax.Params) -> None:
         params: the parameters that belong to it; only names and shapes matter.
 
     Raises:
-        ValueError: `opt_state` holds no state of this library; it was made with other options, and
-            the message says which; it belongs to another model, or to several models at once;
+        ValueError: `opt_state` holds no state of this library; it was made with other options,
+            which the message names; it belongs to another model, or to several models at once;
             there is NaN in an anchor or in the radii.
 
     Examples:

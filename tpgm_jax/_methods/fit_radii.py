@@ -89,7 +89,7 @@ def fit_radii(
             is not floating point.
 
     Examples:
-        Fine-tuning went to 2, held-out data asks for 0.5:
+        Fine-tuning moved the weights to 2, and the held-out loss is lowest at 0.5:
 
         >>> import jax.numpy as jnp, tpgm_jax
         >>> anchor, tuned = {"kernel": jnp.zeros((1, 4))}, {"kernel": jnp.full((1, 4), 2.0)}

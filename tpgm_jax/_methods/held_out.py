@@ -73,11 +73,11 @@ def check_held_out_loss(held_out_loss: Any) -> Callable[..., jax.Array]:
         try:
             return _as_scalar(held_out_loss(params, *batch))
         except Exception as error:
-            if any(_is_hole(x) for x in jax.tree.leaves(params, is_leaf=_is_hole)):
+            if any(map(_is_placeholder, jax.tree.leaves(params, is_leaf=_is_placeholder))):
                 error.add_note(
-                    "`held_out_loss` got parameters with holes (`optax.MaskedNode`), because "
-                    "`optax.partition` or `optax.masked` hands `tpgm` a part of the tree. Take "
-                    "`tpgm` out of it, and `exclude` the other leaves: they then get the base "
+                    "`held_out_loss` got parameters with placeholders (`optax.MaskedNode`), "
+                    "because `optax.partition` or `optax.masked` passes `tpgm` a part of the tree. "
+                    "Take `tpgm` out of it, and `exclude` the other leaves: they then get the base "
                     "optimizer's update, and `held_out_loss` gets the whole tree."
                 )
             elif type(params).__module__.startswith("flax.nnx"):
@@ -91,7 +91,7 @@ def check_held_out_loss(held_out_loss: Any) -> Callable[..., jax.Array]:
     return checked
 
 
-def _is_hole(node: Any) -> bool:
+def _is_placeholder(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 

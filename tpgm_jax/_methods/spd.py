@@ -92,8 +92,8 @@ def spd(
         ValueError, TypeError: as for `ftp`.
 
     Examples:
-        The first gradient leads away from the anchor. At the second step momentum would go on,
-        to 0.29, where the gradient already points back:
+        The first gradient leads away from the anchor. At the second step, momentum alone would
+        reach 0.29, although the gradient already points back:
 
         >>> import jax.numpy as jnp, optax, tpgm_jax
         >>> params = {"kernel": jnp.zeros((1, 2))}

@@ -24,7 +24,7 @@ exit codes:
   3    `compare --max-relative`: done, and a tensor moved farther
   130  interrupted; 141: the output pipe was closed; 143: terminated
 """
-# By name what each command does, and examples.
+# The summary of each command, and examples.
 COMMANDS = {
     "compare": (
         "measure the distance of every tensor",

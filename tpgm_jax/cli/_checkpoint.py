@@ -40,7 +40,7 @@ class Entry(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype | None:
-        """`None` for leaves that are not computed with. They are read as bytes."""
+        """`None` for leaves of other types, which are read as bytes."""
         return DTYPES.get(self.label)
 
     @property

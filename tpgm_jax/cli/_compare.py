@@ -20,7 +20,7 @@ Result = dict[str, Any]
 def compare(
     found: Match, tensors: Mapping[str, Tensor], limit: float | None, progress: Progress
 ) -> Result:
-    """What `--json` prints, with all tensors in natural order.
+    """The result that `--json` prints, with all tensors in natural order.
 
     Reads one tensor of both checkpoints at a time, and measures those in `tensors`. `limit` is the
     largest relative distance that is allowed.
@@ -32,7 +32,7 @@ def compare(
         row = {"name": name, "shape": entry.shape, "dtype": entry.label}
         if name in tensors:
             tensor = tensors[name]
-            # Not in variables, which would keep the arrays until the next ones are read.
+            # Variables would keep the arrays until the next ones are read.
             numbers = distance(found.finetuned.read(name), found.pretrained.read(name), tensor)
             measured.append({**row, "rows": tensor.rows, "layers": tensor.layers, **numbers})
         else:

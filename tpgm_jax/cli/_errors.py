@@ -10,8 +10,8 @@ from typing import Any
 class CommandError(Exception):
     """Wrong usage, or a file that cannot be read or written: exit code 2 and one line.
 
-    The line says what cannot be done, because of what, and what to do. `what` alone is a whole line
-    of the library.
+    The line states what cannot be done, the reason, and the remedy. Without a reason, `what` is the
+    whole line, such as an error of the library.
     """
 
     def __init__(self, what: str, because: str = "", remedy: str = ""):
@@ -26,7 +26,7 @@ def unreadable(path: Path, because: str, remedy: str) -> CommandError:
 def translate_errors(what: str, remedy: str) -> Iterator[None]:
     """Turns any exception of a format's library into a `CommandError`.
 
-    Any, because libraries raise exceptions of many classes for hostile bytes.
+    It catches all classes, because libraries raise many of them for hostile bytes.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a tensor is, by name and dtype: a weight, or something to treat otherwise."""
+"""Sorts tensors by name and dtype: weights, quantized parts, statistics, training state."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -80,7 +80,7 @@ def quantized_names(entries: Mapping[str, Entry]) -> set[str]:
         pairs += len(scales.get(parent, ()))
         if pairs > _MOST_PAIRS:
             because = f"more than {_MOST_PAIRS} pairs of integers and scales are in one module"
-            raise CommandError("the tensors cannot be told apart", because, "split the checkpoint")
+            raise CommandError("scales cannot be matched", because, "split the checkpoint")
         related = {
             x
             for x, stem in scales.get(parent, ())

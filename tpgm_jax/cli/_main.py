@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     signals = Signals()
     try:
         args = parser().parse_args(argv)
-        # No news here: numbers that are not finite, which are counted; names in a script that the
-        # font lacks; and Orbax's advice on shardings.
+        # Silence warnings about numbers that are not finite (they are counted), letters that the
+        # font lacks, and Orbax's advice on shardings.
         with signals.handled(), np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")
             warnings.filterwarnings("ignore", module="orbax")

@@ -1,4 +1,4 @@
-"""Two checkpoints, matched by name: what can be measured or moved, and why the rest cannot."""
+"""Matches two checkpoints by name: which tensors can be measured or moved, and why others not."""
 
 import re
 from collections import Counter
@@ -88,7 +88,7 @@ def match(
     kinds = [x for x, (w0, w) in pairs.items() if w0.kind != w.kind and (w0.movable or w.movable)]
     common = natural_order(sorted(pairs.keys() - shapes.keys()))
     only_old, only_new = [x for x in old if x not in new], [x for x in new if x not in old]
-    # With the skipped entries, because the scale alone may be excluded.
+    # Include the skipped entries, because only the scale may be excluded.
     quantized = set().union(*map(quantized_names, both)) - skipped
     return Match(
         pretrained,
@@ -126,7 +126,7 @@ def parse_rule(rule: str) -> Rule:
 
 
 def rename(pretrained: Checkpoint, finetuned: Checkpoint, rules: Sequence[Rule]) -> int:
-    """Applies `rules` to the names of both, and matches what is then equal.
+    """Applies `rules` to the names of both, and matches names that are then equal.
 
     The entries of `pretrained` get the names of `finetuned`. Returns how many names differ.
     """
@@ -179,7 +179,7 @@ def proposal(
             before = prefixes.get((rest, new[name].shape))
             if before is not None:
                 counts[before, prefix] += 1
-    # Of equal counts, the shortest prefixes.
+    # Among equal counts choose the shortest prefixes.
     pair = max(counts, key=lambda pair: (counts[pair], -len("".join(pair))), default=("", ""))
     count = counts[pair]
     # Names come from untrusted files, and the proposal may be pasted into a shell.

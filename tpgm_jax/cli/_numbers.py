@@ -117,7 +117,7 @@ def move_tensor(
     At ratios of 0 and 1 it is the anchor and `params`, bit for bit. `params` is overwritten if it
     can be.
     """
-    # In float32 for narrower floats.
+    # Compute narrower floats in float32.
     wide = params.dtype.kind == "c" or params.dtype.itemsize > 4
     dtype = params.dtype if wide else np.dtype(np.float32)
     ratios = np.broadcast_to(np.asarray(ratio, np.finfo(dtype).dtype), params.shape)

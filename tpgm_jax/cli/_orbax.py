@@ -57,7 +57,7 @@ class Orbax(Checkpoint):
             tree = self._metadata.item_metadata.tree
             pairs, self._structure = jax.tree.flatten_with_path(tree)
             for _, leaf in pairs:
-                if isinstance(leaf, BaseException):  # without how it was opened, in JSON
+                if isinstance(leaf, BaseException):  # drop TensorStore's JSON
                     raise ValueError(str(leaf).partition(" [tensorstore_spec")[0])
             stored = sum(x.stat().st_size for x in item.rglob("*") if x.is_file())
             check_expansion(path, sum(_size(leaf) for _, leaf in pairs), stored)

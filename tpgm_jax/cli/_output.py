@@ -52,10 +52,10 @@ def _refuse(out: Path, because: str, remedy: str) -> CommandError:
 
 @contextmanager
 def write_atomically(target: Path, force: bool, signals: "Signals") -> Iterator[Path]:
-    """Yields a path in a temporary directory beside `target`; what is written there is then moved.
+    """Yields a path in a temporary directory beside `target`, and then moves it to `target`.
 
-    The directory is locked while this process lives. Directories that a killed process left are
-    not, and are removed first.
+    The directory is locked while this process lives. Directories without a lock, which a killed
+    process left, are removed first.
     """
     with ExitStack() as stack:
         with _opened(target.parent, fcntl.LOCK_EX):

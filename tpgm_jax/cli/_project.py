@@ -99,7 +99,7 @@ def project(
 
 
 def text(report: Mapping[str, Any], verb: str) -> str:
-    """What `project` prints without `--json`."""
+    """The text that `project` prints without `--json`."""
     headings: dict[str, list[str]] = {}
     for name, reason in report["copied"].items():
         headings.setdefault(f"copied, {reason}", []).append(name)

@@ -122,7 +122,7 @@ def _read_index(path: Path) -> dict[str, str]:
         raise ValueError(f"it has more than {_LARGEST_SMALL_FILE} bytes")
     shards = json.loads(path.read_bytes())["weight_map"]
     if not isinstance(shards, dict) or not shards:
-        raise ValueError("its weight_map is no map of names")
+        raise ValueError("its weight_map is not a map of names")
     for name in set(shards.values()):
         # A name, not a path: it must not lead out of the folder.
         if Path(name).name != name or not name.endswith(".safetensors"):

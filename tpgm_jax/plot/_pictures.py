@@ -144,7 +144,7 @@ def candidate_against_radius(report: Report, ax: "Axes | None" = None) -> "Axes"
     """Draws how far each tensor would have gone in the last step against its radius.
 
     A tensor above the diagonal was pulled back to it: its farthest row would have gone beyond the
-    radius. On the diagonal a tensor moves freely. The colour gives the share of the rows that moved
+    radius. On the diagonal a tensor moves freely. The colour gives the share of moved rows
     that were pulled back.
 
     Args:
@@ -196,7 +196,7 @@ def candidate_against_radius(report: Report, ax: "Axes | None" = None) -> "Axes"
         **{"vmin": 0, "vmax": 100, "cmap": "viridis"},
         **{"s": 36, "edgecolors": "black", "linewidths": 0.6, "zorder": 2, "clip_on": False},
     )
-    ax.figure.colorbar(scatter, ax=ax, label="rows pulled back, of those that moved (%)")
+    ax.figure.colorbar(scatter, ax=ax, label="share of moved rows that were pulled back (%)")
     ax.set_box_aspect(1)
     _drawing.label_points(ax, points, [group.label for group in groups], FONT_SIZE - 1)
     _drawing.tidy(ax)
