@@ -160,16 +160,18 @@ def infer_axes(fn: Callable[..., Any], params: Any, *args: Any) -> InferredAxes:
 
     shapes = {name: tuple(leaf.shape) for name, leaf in zip(names, arrays, strict=False)}
     inputs: list[str | None] = [*names, *[None] * (len(arrays) - len(names))]
-    return _inferred(find_uses(jax.make_jaxpr(flat)(arrays), inputs, shapes), shapes)
+    return _axes_from_uses(find_uses(jax.make_jaxpr(flat)(arrays), inputs, shapes), shapes)
 
 
 def _is_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
-def _inferred(uses: Mapping[str, list[Use]], shapes: Mapping[str, tuple[int, ...]]) -> InferredAxes:
+def _axes_from_uses(
+    uses: Mapping[str, list[Use]], shapes: Mapping[str, tuple[int, ...]]
+) -> InferredAxes:
     """The `Axes` and the notes that follow from the uses of all parameters."""
-    found = {name: _unrolled(uses[name], shape) for name, shape in shapes.items()}
+    found = {name: _whole_uses(uses[name], shape) for name, shape in shapes.items()}
     layers = {name: found[name][0].layers if found[name] else () for name in shapes}
     by_name, _ = rows_by_name(shapes, layers)
     axes: dict[str, Axes] = {}
@@ -193,7 +195,7 @@ def _inferred(uses: Mapping[str, list[Use]], shapes: Mapping[str, tuple[int, ...
     return InferredAxes(axes, shapes, notes)
 
 
-def _unrolled(uses: Sequence[Use], shape: tuple[int, ...]) -> list[Use]:
+def _whole_uses(uses: Sequence[Use], shape: tuple[int, ...]) -> list[Use]:
     """Uses of slices as uses of the whole parameter.
 
     An axis whose slices are all used one by one, as in a Python loop, stacks layers.

@@ -88,36 +88,36 @@ def is_stacked(atoms: Sequence[Atom]) -> bool:
     return axes_in(atoms) == (STACKED,)
 
 
-def repeated(size: int) -> tuple[Atom, ...]:
+def repetition(size: int) -> tuple[Atom, ...]:
     return (Atom((), size),)
 
 
-def resized(atoms: tuple[Atom, ...], size: int) -> tuple[Atom, ...]:
+def atoms_of_size(atoms: tuple[Atom, ...], size: int) -> tuple[Atom, ...]:
     """The atoms of an axis that was cut, padded or concatenated to length `size`."""
     (before,) = _lengths((atoms,))
     return atoms if before == size else (Atom(axes_in(atoms), size),)
 
 
-def stretched(view: View, shape: Sequence[int]) -> Dims:
+def broadcast_dims(view: View, shape: Sequence[int]) -> Dims:
     """The axes of the array, with axes of length 1 repeated if `shape` is longer."""
     return tuple(
-        repeated(n) if before == 1 < n and view.name is not None else resized(atoms, n)
+        repetition(n) if before == 1 < n and view.name is not None else atoms_of_size(atoms, n)
         for before, n, atoms in zip(_lengths(view.dims), shape, view.dims, strict=True)
     )
 
 
-def fitted(value: Value, shape: Sequence[int]) -> Value:
+def fit_shape(value: Value, shape: Sequence[int]) -> Value:
     """`value` as part of an array of this shape. A scalar is repeated."""
 
     def fit(dims: Dims) -> Dims:
         if not dims:
-            return tuple(map(repeated, shape))
-        return tuple(resized(atoms, n) for atoms, n in zip(dims, shape, strict=True))
+            return tuple(map(repetition, shape))
+        return tuple(atoms_of_size(atoms, n) for atoms, n in zip(dims, shape, strict=True))
 
     return tuple(view._replace(dims=fit(view.dims)) for view in value)
 
 
-def joined(one: View | None, two: View) -> View | None:
+def join_views(one: View | None, two: View) -> View | None:
     """Two views of one parameter, combined entry by entry. `None` if they arrange it differently.
 
     One may be a reduction of the other, such as the norm of a weight that is divided by it.
@@ -157,14 +157,14 @@ def reduction(eqn: Any, view: View) -> View | None:
 
 def broadcast_in_dim(eqn: Any, view: View) -> View | None:
     shape, places = eqn.params["shape"], eqn.params["broadcast_dimensions"]
-    dims = list(map(repeated, shape))
-    for to, atoms in zip(places, stretched(view, [shape[to] for to in places]), strict=True):
+    dims = list(map(repetition, shape))
+    for to, atoms in zip(places, broadcast_dims(view, [shape[to] for to in places]), strict=True):
         dims[to] = atoms
     return view._replace(dims=tuple(dims))
 
 
 def tile(eqn: Any, view: View) -> View | None:
-    return view._replace(dims=stretched(view, eqn.outvars[0].aval.shape))
+    return view._replace(dims=broadcast_dims(view, eqn.outvars[0].aval.shape))
 
 
 def reshape(eqn: Any, view: View) -> View | None:
@@ -185,14 +185,14 @@ def reshape(eqn: Any, view: View) -> View | None:
                 return None
             atoms.append(atom)
             size //= atom.size
-        dims.append(tuple(atoms) or repeated(size))
+        dims.append(tuple(atoms) or repetition(size))
     return view._replace(dims=tuple(dims))
 
 
 def resize(eqn: Any, view: View) -> View | None:
     """`pad`, and an `all_gather` along an axis of the array."""
     shape = eqn.outvars[0].aval.shape
-    return fitted((view,), shape)[0] if len(view.dims) == len(shape) else None
+    return fit_shape((view,), shape)[0] if len(view.dims) == len(shape) else None
 
 
 def slice_(eqn: Any, view: View) -> View | None:
@@ -204,9 +204,9 @@ def slice_(eqn: Any, view: View) -> View | None:
 def cut(view: View, axis: int, start: int, size: int) -> View:
     """A slice along one axis of the array."""
     atoms = view.dims[axis]
-    part, picked = resized(atoms, size), view.picked
+    part, picked = atoms_of_size(atoms, size), view.picked
     if size == 1 < atoms[0].size and len(atoms) == 1 and len(atoms[0].axes) == 1 and view.name:
-        part, picked = repeated(1), (*picked, (atoms[0].axes[0], start))
+        part, picked = repetition(1), (*picked, (atoms[0].axes[0], start))
     return view._replace(dims=(*view.dims[:axis], part, *view.dims[axis + 1 :]), picked=picked)
 
 

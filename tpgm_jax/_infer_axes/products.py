@@ -14,8 +14,8 @@ from tpgm_jax._infer_axes.moves import (
     is_data,
     is_stacked,
     parameters,
-    repeated,
     repeats,
+    repetition,
 )
 from tpgm_jax._infer_axes.walk import Walk
 
@@ -46,13 +46,13 @@ def dot_general(walk: Walk, eqn: Any, values: list[Value]) -> list[Value]:
         if is_data(value) and weights[1 - i]:
             continue
         if weights[i] and set(roles[i]) == {"layer"}:  # einsum("...k,k->...k", x, scale)
-            walk.use(value, "elementwise", stacked_axes(values[1 - i], batch[i], batch[1 - i]))
+            walk.use(value, "elementwise", scale_roles(values[1 - i], batch[i], batch[1 - i]))
         else:
             walk.use(value, "dot_general", roles[i])
-    return [stacked_data(values, sources, shape, len(batch[0]))] if any(values) else [()]
+    return [product_with_data(values, sources, shape, len(batch[0]))] if any(values) else [()]
 
 
-def stacked_axes(other: Value, axes: Sequence[int], places: Sequence[int]) -> list[str]:
+def scale_roles(other: Value, axes: Sequence[int], places: Sequence[int]) -> list[str]:
     """The roles of the axes of a scale, from the data that it scales.
 
     Args:
@@ -80,13 +80,13 @@ def product(
                 walk.give_up((view,), "dot_general", "it is multiplied by itself")
                 return walk.as_data(tuple(x for x in views.values() if x.name != view.name), shape)
             pairs = zip(source, shape, strict=True)
-            dims = tuple(repeated(n) if i is None else view.dims[i] for i, n in pairs)
+            dims = tuple(repetition(n) if i is None else view.dims[i] for i, n in pairs)
             inner = {*view.inner, *(axis for i in axes for axis in axes_in(view.dims[i]))}
             views[view.name] = view._replace(dims=dims, inner=tuple(sorted(inner)), merged=False)
     return tuple(views.values())
 
 
-def stacked_data(
+def product_with_data(
     values: Sequence[Value],
     sources: Sequence[Sequence[int | None]],
     shape: Sequence[int],
@@ -112,16 +112,16 @@ def ragged_dot(walk: Walk, eqn: Any, values: list[Value]) -> list[Value]:
     layers = (*batch, *numbers.rhs_group_dimensions)
     rank = len(eqn.invars[1].aval.shape)
     roles = ["input" if i in contracted else "layer" if i in layers else "row" for i in range(rank)]
-    return convolved(walk, eqn, values, roles)
+    return use_second_operand(walk, eqn, values, roles)
 
 
 def conv(walk: Walk, eqn: Any, values: list[Value]) -> list[Value]:
     numbers, groups = eqn.params["dimension_numbers"], eqn.params["feature_group_count"]
     inputs, outputs = numbers.lhs_spec[1], numbers.rhs_spec[0]
     roles = ["row" if i == outputs else "input" for i in range(len(numbers.rhs_spec))]
-    stack = _stacked_kernels(values, inputs, outputs, groups)
-    kernel = tuple(_apart(view, outputs, len(stack)) for view in values[1])
-    ((result,),) = convolved(walk, eqn, [values[0], kernel], [*roles, "layer"])
+    stack = _kernel_stack_sizes(values, inputs, outputs, groups)
+    kernel = tuple(_split_off(view, outputs, len(stack)) for view in values[1])
+    ((result,),) = use_second_operand(walk, eqn, [values[0], kernel], [*roles, "layer"])
     features, dims = numbers.out_spec[1], list(result.dims)
     (whole,) = dims[features]
     rest = whole._replace(size=whole.size // math.prod(stack))
@@ -129,7 +129,9 @@ def conv(walk: Walk, eqn: Any, values: list[Value]) -> list[Value]:
     return [(result._replace(dims=tuple(dims)),)]
 
 
-def _stacked_kernels(values: Sequence[Value], inputs: int, outputs: int, groups: int) -> list[int]:
+def _kernel_stack_sizes(
+    values: Sequence[Value], inputs: int, outputs: int, groups: int
+) -> list[int]:
     """Sizes of the axes that stack kernels.
 
     `vmap` turns stacked kernels into the groups of one kernel, and merges their inputs alike.
@@ -147,15 +149,17 @@ def _stacked_kernels(values: Sequence[Value], inputs: int, outputs: int, groups:
     return sizes
 
 
-def _apart(view: View, axis: int, n: int) -> View:
+def _split_off(view: View, axis: int, n: int) -> View:
     """The first `n` atoms of an axis as an axis of their own, the last one."""
     atoms = view.dims[axis]
-    dims = (*view.dims[:axis], atoms[n:], *view.dims[axis + 1 :], atoms[:n] or repeated(1))
+    dims = (*view.dims[:axis], atoms[n:], *view.dims[axis + 1 :], atoms[:n] or repetition(1))
     return view._replace(dims=dims)
 
 
-def convolved(walk: Walk, eqn: Any, values: list[Value], roles: Sequence[str]) -> list[Value]:
-    """An operation whose second operand is the weight."""
+def use_second_operand(
+    walk: Walk, eqn: Any, values: list[Value], roles: Sequence[str]
+) -> list[Value]:
+    """The result of an operation whose second operand is the weight."""
     if is_data(values[1]):
         problem = f"`{eqn.primitive.name}` multiplies it by weights that depend on data"
         walk.give_up(values[0], eqn.primitive.name, problem)

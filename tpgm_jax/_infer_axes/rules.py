@@ -13,21 +13,21 @@ from tpgm_jax._infer_axes.moves import (
     Atom,
     Value,
     View,
+    atoms_of_size,
     axes_in,
+    broadcast_dims,
     cut,
     data,
-    fitted,
+    fit_shape,
     is_data,
-    joined,
+    join_views,
     parameters,
-    repeated,
     repeats,
-    resized,
-    stretched,
+    repetition,
     varies,
 )
 from tpgm_jax._infer_axes.products import conv, dot_general, ragged_dot
-from tpgm_jax._infer_axes.walk import Rule, Use, Walk, opened
+from tpgm_jax._infer_axes.walk import Rule, Use, Walk, open_jaxpr
 
 
 def find_uses(
@@ -44,7 +44,7 @@ def find_uses(
     """
     walk = Walk(shapes, RULES)
     inputs: list[Value] = []
-    for name, var in zip(names, opened(jaxpr).invars, strict=True):
+    for name, var in zip(names, open_jaxpr(jaxpr).invars, strict=True):
         shape = getattr(var.aval, "shape", ())
         whole = tuple((Atom((axis,), n),) for axis, n in enumerate(shape))
         inputs.append(data(shape) if name is None else (View(name, whole),))
@@ -71,24 +71,24 @@ def split(walk: Walk, eqn: Any, values: list[Value]) -> list[Value]:
 def elementwise(walk: Walk, eqn: Any, values: list[Value]) -> list[Value]:
     shape = eqn.outvars[0].aval.shape
     varying = [
-        tuple(view._replace(dims=stretched(view, shape)) for view in value)
+        tuple(view._replace(dims=broadcast_dims(view, shape)) for view in value)
         for value in values
         if varies(value)
     ]
-    return [combined(walk, eqn.primitive.name, varying, shape)]
+    return [combine(walk, eqn.primitive.name, varying, shape)]
 
 
 def concatenate(walk: Walk, eqn: Any, values: list[Value]) -> list[Value]:
     shape = eqn.outvars[0].aval.shape
-    varying = [fitted(value, shape) for value in values if varies(value)]
-    return [combined(walk, eqn.primitive.name, varying, shape)]
+    varying = [fit_shape(value, shape) for value in values if varies(value)]
+    return [combine(walk, eqn.primitive.name, varying, shape)]
 
 
-def combined(walk: Walk, name: str, varying: Sequence[Value], shape: Sequence[int]) -> Value:
+def combine(walk: Walk, name: str, varying: Sequence[Value], shape: Sequence[int]) -> Value:
     """Arrays of the same axes as one array."""
     views: dict[str | None, View | None] = {}
     for view in chain(*varying):
-        views[view.name] = joined(views[view.name], view) if view.name in views else view
+        views[view.name] = join_views(views[view.name], view) if view.name in views else view
     kept = tuple(view for view in views.values() if view is not None)
     clashing = tuple(view for view in chain(*varying) if views[view.name] is None)
     walk.give_up(clashing[:1], name, f"`{name}` combines it with a rearrangement of itself")
@@ -120,7 +120,7 @@ def dynamic_slice(walk: Walk, eqn: Any, values: list[Value]) -> list[Value]:
         elif sizes[i] == 1 < shape[i]:
             indexed.append(i)
     if not indexed and (parameters(value) or not any(values)):
-        return [fitted(value, sizes)]
+        return [fit_shape(value, sizes)]
     places = {i: i for i in range(len(sizes))}
     return [select(walk, eqn, value, indexed, (), sizes, places)]
 
@@ -145,10 +145,10 @@ def select(
     shape = eqn.outvars[0].aval.shape
     found = data(shape)
     for view in () if is_data(value) else parameters(value):
-        dims = list(map(repeated, shape))
+        dims = list(map(repetition, shape))
         for to, i in places.items():
             if i not in indexed:
-                dims[to] = resized(view.dims[i], sizes[i])
+                dims[to] = atoms_of_size(view.dims[i], sizes[i])
         new = view._replace(
             dims=tuple(dims),
             layers=(*view.layers, *axes_in([a for i in batched for a in view.dims[i]])),
@@ -181,27 +181,27 @@ def cond(walk: Walk, eqn: Any, values: list[Value]) -> list[Value]:
 
 def while_(walk: Walk, eqn: Any, values: list[Value]) -> list[Value]:
     tests, consts = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-    body, start = opened(eqn.params["body_jaxpr"]), values[tests + consts :]
-    carry = [carried(walk, *x) for x in zip(body.invars[consts:], start, strict=True)]
+    body, start = open_jaxpr(eqn.params["body_jaxpr"]), values[tests + consts :]
+    carry = [loop_carry(walk, *x) for x in zip(body.invars[consts:], start, strict=True)]
     walk.run(eqn.params["cond_jaxpr"], [*values[:tests], *carry])
     walk.run(body, [*values[tests : tests + consts], *carry])
     return carry
 
 
 def scan(walk: Walk, eqn: Any, values: list[Value]) -> list[Value]:
-    body, length = opened(eqn.params["jaxpr"]), eqn.params["length"]
+    body, length = open_jaxpr(eqn.params["jaxpr"]), eqn.params["length"]
     # First constants, then what the loop carries, then what it runs over or stacks up.
-    xs, ys = _unstacked(eqn.invars, body.invars), _unstacked(eqn.outvars, body.outvars)
+    xs, ys = _count_unstacked(eqn.invars, body.invars), _count_unstacked(eqn.outvars, body.outvars)
     consts = xs - ys
     pairs = zip(body.invars[consts:xs], values[consts:xs], strict=True)
-    carry = [carried(walk, *x) for x in pairs]
+    carry = [loop_carry(walk, *x) for x in pairs]
     stacks = {view.name: view.dims[0] for value in values[xs:] for view in value}
     slices = [tuple(map(slice_of, value)) for value in values[xs:]]
     results = walk.run(body, [*values[:consts], *carry, *slices])[ys:]
     return [*carry, *(tuple(stack_of(v, stacks, length) for v in result) for result in results)]
 
 
-def _unstacked(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+def _count_unstacked(outside: Sequence[Any], inside: Sequence[Any]) -> int:
     """How many arrays are the same outside and inside a loop. The others have one axis more."""
     pairs = zip(outside, inside, strict=True)
     return sum(len(one.aval.shape) == len(two.aval.shape) for one, two in pairs)
@@ -217,12 +217,12 @@ def stack_of(view: View, stacks: Mapping[str | None, tuple[Atom, ...]], length: 
     """The view of the array that a loop stacks up. It undoes `slice_of`."""
     if view.name is None:
         return view._replace(dims=(*data((length,))[0].dims, *view.dims))
-    first = stacks.get(view.name, repeated(length))
+    first = stacks.get(view.name, repetition(length))
     layers = view.layers[: len(view.layers) - len(axes_in(first))]
     return view._replace(dims=(first, *view.dims), layers=layers)
 
 
-def carried(walk: Walk, var: Any, start: Value) -> Value:
+def loop_carry(walk: Walk, var: Any, start: Value) -> Value:
     """An array that a loop changes, which is data. JAX makes constants of those that it keeps."""
     if is_data(start) and not parameters(start):
         return start

@@ -16,7 +16,7 @@ from tpgm_jax._infer_axes.moves import (
     View,
     axes_in,
     data,
-    fitted,
+    fit_shape,
     is_stacked,
     parameters,
     varies,
@@ -57,9 +57,9 @@ class Walk:
 
     def run(self, jaxpr: Any, inputs: Sequence[Value]) -> list[Value]:
         """The values that `jaxpr` returns."""
-        jaxpr = opened(jaxpr)
+        jaxpr = open_jaxpr(jaxpr)
         # Inside `shard_map` the same arrays are shorter.
-        env = {x: fitted(v, x.aval.shape) for x, v in zip(jaxpr.invars, inputs, strict=True)}
+        env = {x: fit_shape(v, x.aval.shape) for x, v in zip(jaxpr.invars, inputs, strict=True)}
 
         def read(var: Any) -> Value:
             return () if isinstance(var, Literal) else env.get(var, ())
@@ -76,7 +76,7 @@ class Walk:
             else:
                 outputs = self.unknown(eqn, values)
             for var, value in zip(eqn.outvars, outputs, strict=True):
-                env[var] = fitted(value, var.aval.shape)
+                env[var] = fit_shape(value, var.aval.shape)
         return [read(x) for x in jaxpr.outvars]
 
     def use(self, value: Value, kind: str, roles: Sequence[str]) -> None:
@@ -150,7 +150,7 @@ class Walk:
         return [data(x.aval.shape) if any(values) else () for x in eqn.outvars]
 
 
-def opened(jaxpr: Any) -> Any:
+def open_jaxpr(jaxpr: Any) -> Any:
     """A jaxpr without its constants."""
     return getattr(jaxpr, "jaxpr", jaxpr)
 

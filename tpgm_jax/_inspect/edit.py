@@ -82,11 +82,11 @@ def set_anchor(
                 state.importance, importance, layout, "`importance`", check_importance
             )
         if not is_nothing(getattr(state, "unit_size", Nothing())):
-            measured = _measured(state, changes["anchor"], params)
+            measured = _new_anchor_leaves(state, changes["anchor"], params)
             dtype = jnp.result_type(*jax.tree.leaves(state.unit_size))
             changes["unit_size"] = _copy(unit_sizes(measured, state.spec, dtype), state.unit_size)
         if jax.tree.leaves(getattr(state, "anchor_norms", ())):
-            new = anchor_norms(state.spec, _measured(state, changes["anchor"], params))
+            new = anchor_norms(state.spec, _new_anchor_leaves(state, changes["anchor"], params))
             changes["anchor_norms"] = _copy(new, state.anchor_norms)
         if reset:
             # At step 0 the next update starts the radii and their optimizer anew.
@@ -138,7 +138,7 @@ def _has_importance(state: Any) -> bool:
     return bool(jax.tree.leaves(getattr(state, "importance", None)))
 
 
-def _measured(state: Any, stored: optax.Params, params: optax.Params) -> list[Any]:
+def _new_anchor_leaves(state: Any, stored: optax.Params, params: optax.Params) -> list[Any]:
     """The constrained leaves of the new anchor: of the copy in the state, or of `params`."""
     layout = state.spec.layout
     if state.spec.anchor_source == "init":

@@ -54,7 +54,7 @@ def measure(states: Sequence[Any], params: list[list[Any]], anchors: list[list[A
         norm, memory = state.spec.norm, state.spec.memory
         measured = [
             # Drop the name, so that equal leaves share a program.
-            _program(_replicated_over(x), tensor._replace(name=""), norm, memory)(x, y)
+            _program(_replicated_sharding(x), tensor._replace(name=""), norm, memory)(x, y)
             for x, y, tensor in zip(w, w0, state.spec.layout.tensors, strict=True)
         ]
         fields = [getattr(state, x, ()) for x in ("radii", "row_norms", "unit_size")]
@@ -118,13 +118,13 @@ def _program(out_sharding: Any, tensor: Tensor, norm: str, memory: str) -> Any:
 
 def _replicate(array: Any) -> Any:
     """`array` on all its devices, so that each process has all of it."""
-    sharding = _replicated_over(array)
+    sharding = _replicated_sharding(array)
     if sharding is None or array.sharding.is_fully_replicated:
         return array
     return jax.device_put(array, sharding)
 
 
-def _replicated_over(array: Any) -> jax.sharding.Sharding | None:
+def _replicated_sharding(array: Any) -> jax.sharding.Sharding | None:
     if not isinstance(getattr(array, "sharding", None), jax.sharding.NamedSharding):
         return None
     return jax.sharding.NamedSharding(array.sharding.mesh, jax.sharding.PartitionSpec())

@@ -239,7 +239,7 @@ def _notes(state: Any, numbers: Numbers) -> Iterator[str]:
     infinite = ~(numbers.size < np.finfo(np.float32).max)
     if infinite.any():
         names = list(dict.fromkeys(x.name for x, bad in zip(tensors, infinite, strict=True) if bad))
-        yield f"{table.listed(names)}: holds numbers that are not finite"
+        yield f"{table.name_some(names)}: holds numbers that are not finite"
     if step > 1 and len(numbers.distance) and not np.any(numbers.distance):
         yield (
             "no tensor has moved from its anchor. Was the anchor replaced by the current "
@@ -256,6 +256,6 @@ def _notes(state: Any, numbers: Numbers) -> Iterator[str]:
     if small.any():
         names = dict.fromkeys(x.name for x, new in zip(tensors, small, strict=True) if new)
         yield (
-            f"{table.listed(list(names))}: starts near zero, and every row is pulled back. If it "
-            "is a new head, `exclude` it"
+            f"{table.name_some(list(names))}: starts near zero, and every row is pulled back. If "
+            "it is a new head, `exclude` it"
         )

@@ -23,14 +23,14 @@ def report_table(groups: Sequence[Any], excluded: Sequence[str], notes: Sequence
         if any(value is not None for value in values) or field == "distance":
             columns.append([heading, *format_all(values)])
 
-    add("radius", "radius", _aligned)
+    add("radius", "radius", _align)
     add("of anchor", "relative", lambda values: list(map(_percent, values)))
-    add("distance", "distance", _aligned)
+    add("distance", "distance", _align)
     add("pulled back", "pulled_back", lambda values: list(map(_share, values)))
     add("overshoot", "overshoot", lambda values: list(map(_digits, values)))
     lines = [*_verdict(groups), *notes]
     if excluded:
-        lines.insert(1 if lines else 0, f"{len(excluded)} not constrained: {listed(excluded)}")
+        lines.insert(1 if lines else 0, f"{len(excluded)} not constrained: {name_some(excluded)}")
     norms = " or ".join(NORMS[norm] for norm in dict.fromkeys(group.norm for group in groups))
     lines.append(f"distance: of the farthest row from its anchor, in the {norms}")
     return "\n".join([plain_table(columns), "", *lines])
@@ -52,24 +52,24 @@ def _verdict(groups: Sequence[Any]) -> list[str]:
     lines = [verdict]
     frozen = [x for x in groups if x.pulled_back and (x.relative or 1.0) < FROZEN]
     if frozen:
-        names = listed([group.label for group in frozen])
+        names = name_some([group.label for group in frozen])
         lines.append(f"{len(frozen)} frozen, with radii below 0.1% of the anchor: {names}")
     beyond = [group.label for group in groups if group.beyond]
     if beyond:
         lines.append(
-            f"{len(beyond)} beyond their radius: {listed(beyond)}. Does `params` come from the "
+            f"{len(beyond)} beyond their radius: {name_some(beyond)}. Does `params` come from the "
             "last update, and did no other transformation follow it in the chain?"
         )
     return lines
 
 
-def listed(names: Sequence[str]) -> str:
+def name_some(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _aligned(numbers: Sequence[float | None]) -> list[str]:
+def _align(numbers: Sequence[float | None]) -> list[str]:
     """Three digits of each, padded so that decimal points align."""
     texts = [_digits(x) for x in numbers]
     behind = [len(x) - len(x.partition(".")[0]) for x in texts]

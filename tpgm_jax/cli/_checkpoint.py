@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from tpgm_jax.cli._errors import quoted, reading, unreadable
+from tpgm_jax.cli._errors import quote, reading, unreadable
 
 # Supported dtypes. A name from a file is looked up here and never passed to `numpy.dtype`, which
 # also accepts "O", "V999999999" and "(9999,)f4".
@@ -81,12 +81,12 @@ class Checkpoint:
             because = ""
             if len(name) > LONGEST_NAME or levels > DEEPEST or axes > MOST_AXES:
                 because = (
-                    f"{quoted(name, 60)} has a name of {len(name)} characters and {axes} axes, and "
+                    f"{quote(name, 60)} has a name of {len(name)} characters and {axes} axes, and "
                     f"at most {LONGEST_NAME} characters, {DEEPEST} levels and {MOST_AXES} axes are "
                     "allowed"
                 )
             elif name in self.entries:
-                because = f"it has two parameters called {quoted(name)}"
+                because = f"it has two parameters called {quote(name)}"
             elif len(self.entries) == MOST_ENTRIES or total > MOST_LEVELS:
                 because = f"it has more than {MOST_ENTRIES} tensors or {MOST_LEVELS} levels"
             if because:

@@ -8,9 +8,9 @@ import numpy as np
 
 from tpgm_jax._core.axes import Tensor
 from tpgm_jax._core.columns import plain_table
-from tpgm_jax.cli._errors import listed, plural, printable
+from tpgm_jax.cli._errors import list_names, plural, printable
 from tpgm_jax.cli._match import Match, Progress
-from tpgm_jax.cli._numbers import distance, together
+from tpgm_jax.cli._numbers import distance, total_distance
 
 SORTS = ("name", "relative", "mars", "l2")
 HEADER = ("tensor", "shape", "mars max", "mars mean", "l2 max", "l2 mean", "relative")
@@ -39,7 +39,7 @@ def compare(
             others.append({**row, "same": not found.different(name)})
         progress(entry.size)
 
-    norm, relative = together(measured)
+    norm, relative = total_distance(measured)
     relatives = [x for x in measured if x["anchor_norm"] != 0]
     farthest = max(relatives, key=lambda x: _size(x, "relative"), default=None)
     # Weights that differ in a way that was not measured.
@@ -70,7 +70,7 @@ def compare(
     }
 
 
-def ordered(tensors: list[Result], sort: str) -> list[Result]:
+def order(tensors: list[Result], sort: str) -> list[Result]:
     """The tensors with the largest first, or in natural order for the sort "name"."""
     return tensors if sort == "name" else sorted(tensors, key=lambda x: -_size(x, sort))
 
@@ -114,7 +114,7 @@ def _differences(result: Result) -> list[str]:
     headings["statistic or buffer, measured unless excluded"] = result["statistics"]
     counts = ((plural(x["not_finite"], "number"), x) for x in result["tensors"] if x["not_finite"])
     headings["not finite"] = [f"{count} of {x['name']}" for count, x in counts]
-    lines = listed(headings)
+    lines = list_names(headings)
     for key, what in {
         "training_state": "left out, training state (--all measures it)",
         "excluded": "excluded",

@@ -63,7 +63,7 @@ def printable(text: str, limit: int = 200) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def quoted(text: str, limit: int = 200) -> str:
+def quote(text: str, limit: int = 200) -> str:
     return repr(printable(text, limit))
 
 
@@ -71,7 +71,7 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def listed(headings: Mapping[str, Sequence[str]], most: int = 10) -> list[str]:
+def list_names(headings: Mapping[str, Sequence[str]], most: int = 10) -> list[str]:
     """For each heading a line for each of the first names, and one that counts the rest."""
     lines = []
     for heading, names in headings.items():

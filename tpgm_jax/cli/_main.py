@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser().parse_args(argv)
         # Silence warnings about numbers that are not finite (they are counted), letters that the
         # font lacks, and Orbax's advice on shardings.
-        with signals.handled(), np.errstate(all="ignore"), warnings.catch_warnings():
+        with signals.catch(), np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")
             warnings.filterwarnings("ignore", module="orbax")
             code = (compare if args.command == "compare" else project)(args, signals)
@@ -67,14 +67,14 @@ def compare(args: argparse.Namespace, signals: Signals) -> int:
     if args.plot:
         check_plot(args.plot)
         check_output(args.plot, [args.pretrained, args.finetuned], force=True)
-    with _matched(args) as found, _progress(found, signals) as progress:
-        parts = tensors(found.finetuned.entries, found.numeric("float"), args.axes)
-        result = _compare.compare(found, parts, args.max_relative, progress)
+    with _open_both(args) as found, _progress(found, signals) as progress:
+        by_name = tensors(found.finetuned.entries, found.numeric("float"), args.axes)
+        result = _compare.compare(found, by_name, args.max_relative, progress)
     if args.plot:
         with write_atomically(args.plot.resolve(), True, signals) as temporary:
             plot(result["tensors"], temporary, args.plot.suffix)
-    shown = _compare.ordered(result["tensors"], args.sort)[: args.top]
-    conv1d = _conv1d(parts)
+    shown = _compare.order(result["tensors"], args.sort)[: args.top]
+    conv1d = _conv1d(by_name)
     if args.json:
         _print_json(result | {"tensors": shown, "outputs_last": conv1d})
     else:
@@ -93,27 +93,27 @@ def project(args: argparse.Namespace, signals: Signals) -> int:
         what = "--alpha cannot be used with --norm, --unit or --axes"
         raise CommandError(what, "it moves every number by the same fraction", "leave them out")
     target = check_output(args.out, [args.pretrained, args.finetuned], args.force)
-    with _matched(args) as found:
+    with _open_both(args) as found:
         kind = found.finetuned.kind
         if args.out.suffix in SUFFIXES and args.out.suffix != f".{kind}":
             because = f"the output has the format of FINETUNED, {kind}"
             raise CommandError(f"{args.out} cannot be written", because, "choose another suffix")
         _project.check_match(found)
-        parts: dict[str, Tensor] = {}
+        by_name: dict[str, Tensor] = {}
         if args.alpha is not None:
             movable = found.numeric("float", "complex")
             ratio = _project.interpolation(args.alpha)
         else:
             movable = found.numeric("float")
-            parts = tensors(found.finetuned.entries, movable, args.axes)
+            by_name = tensors(found.finetuned.entries, movable, args.axes)
             norm, unit = args.norm or "mars", args.unit or "norm"
-            ratio = _project.projection(args.radius, norm, unit, parts, found.pretrained)
+            ratio = _project.projection(args.radius, norm, unit, by_name, found.pretrained)
         with (
             _progress(found, signals) as progress,
             write_atomically(target, args.force, signals) as temporary,
         ):
             report = _project.project(found, movable, ratio, temporary, progress)
-        report["notes"] += _notes(found, _conv1d(parts))
+        report["notes"] += _notes(found, _conv1d(by_name))
     report |= {"out": str(args.out)}
     if args.json:
         _print_json(report)
@@ -123,7 +123,7 @@ def project(args: argparse.Namespace, signals: Signals) -> int:
 
 
 @contextmanager
-def _matched(args: argparse.Namespace) -> Iterator[Match]:
+def _open_both(args: argparse.Namespace) -> Iterator[Match]:
     with (
         closing(open_checkpoint(args.pretrained)) as pretrained,
         closing(open_checkpoint(args.finetuned)) as finetuned,
@@ -131,10 +131,10 @@ def _matched(args: argparse.Namespace) -> Iterator[Match]:
         yield match(pretrained, finetuned, args.rename, args.exclude, args.all)
 
 
-def _conv1d(parts: dict[str, Tensor]) -> list[str]:
+def _conv1d(by_name: dict[str, Tensor]) -> list[str]:
     """Names of the weights that are taken for GPT-2's `Conv1D`."""
-    names = conv1d_names({name: part.shape for name, part in parts.items()})
-    return [name for name in parts if name in names and parts[name].rows == (1,)]
+    names = conv1d_names({name: tensor.shape for name, tensor in by_name.items()})
+    return [name for name in by_name if name in names and by_name[name].rows == (1,)]
 
 
 def _notes(found: Match, conv1d: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tpgm_jax._core.names import match_pattern, natural_order
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry
-from tpgm_jax.cli._errors import CommandError, plural, quoted
+from tpgm_jax.cli._errors import CommandError, plural, quote
 from tpgm_jax.cli._kinds import is_statistic, quantized_names, training_state
 
 # Called with the number of bytes processed.
@@ -134,7 +134,7 @@ def rename(pretrained: Checkpoint, finetuned: Checkpoint, rules: Sequence[Rule])
     for rule, apply in rules:
         renamed = {name: apply(key) for name, key in keys.items()}
         if renamed == keys:
-            example = quoted(next(iter(keys), ""))
+            example = quote(next(iter(keys), ""))
             remedy = f"pass a regular expression for part of a name, such as {example}"
             raise CommandError(f"--rename {rule!r} cannot be used", "it matches no name", remedy)
         keys = renamed
@@ -152,8 +152,8 @@ def _by_key(names: Iterable[str], keys: Mapping[str, str]) -> dict[str, str]:
     by_key: dict[str, str] = {}
     for name in names:
         if by_key.setdefault(keys[name], name) != name:
-            both = f"{quoted(by_key[keys[name]])} and {quoted(name)}"
-            because = f"{both} would both be {quoted(keys[name])}"
+            both = f"{quote(by_key[keys[name]])} and {quote(name)}"
+            because = f"{both} would both be {quote(keys[name])}"
             raise CommandError("--rename cannot be used", because, "pass a stricter expression")
     return by_key
 

@@ -47,7 +47,7 @@ def distance(params: np.ndarray, anchor: np.ndarray, tensor: Tensor) -> dict[str
     }
 
 
-def together(distances: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+def total_distance(distances: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """`norm` and `relative` of several tensors together."""
     norm, anchor_norm = (
         math.hypot(*(x[key] for x in distances)) for key in ("norm", "anchor_norm")
@@ -126,7 +126,7 @@ def move_tensor(
     for block in _blocks(params.shape):
         old, r = params[block], ratios[block]
         w, w0 = (x[block].astype(dtype, copy=False) for x in (params, anchor))
-        mixed = np.where(r == 0, w0, _between(w, w0, r))  # `0 * inf` is NaN
+        mixed = np.where(r == 0, w0, _interpolate(w, w0, r))  # `0 * inf` is NaN
         moved = np.where(r == 1, old, mixed.astype(params.dtype))
         # Bytes, because NaN != NaN.
         changed = changed or moved.tobytes() != old.tobytes()
@@ -135,7 +135,7 @@ def move_tensor(
     return new, changed, finite
 
 
-def _between(w: np.ndarray, w0: np.ndarray, a: np.ndarray) -> np.ndarray:
+def _interpolate(w: np.ndarray, w0: np.ndarray, a: np.ndarray) -> np.ndarray:
     """`W0 + a * (W - W0)`, in the dtype of `w0`. Equal numbers stay as they are."""
     mixed = np.asarray(w0 + a * (w - w0))
     if not np.isfinite(mixed.sum()):  # `W - W0` may overflow

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry, Replacement, bytes_of, check_expansion
-from tpgm_jax.cli._errors import import_optional, quoted, reading, translate_errors, unreadable
+from tpgm_jax.cli._errors import import_optional, quote, reading, translate_errors, unreadable
 
 _STRUCTURE, _DATABASE = "_METADATA", "manifest.ocdbt"
 
@@ -28,7 +28,7 @@ def find_item(path: Path) -> Path | None:
     items = sorted(child for child in path.iterdir() if (child / _STRUCTURE).is_file())
     if len(items) > 1:
         because = "it contains several Orbax checkpoints"
-        names = ", ".join(quoted(child.name) for child in items[:10])
+        names = ", ".join(quote(child.name) for child in items[:10])
         raise unreadable(path, because, f"name one of {names}")
     return items[0].resolve() if items else None
 

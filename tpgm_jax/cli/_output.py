@@ -58,13 +58,13 @@ def write_atomically(target: Path, force: bool, signals: "Signals") -> Iterator[
     process left, are removed first.
     """
     with ExitStack() as stack:
-        with _opened(target.parent, fcntl.LOCK_EX):
+        with _open(target.parent, fcntl.LOCK_EX):
             for old in target.parent.glob(f"{_PREFIX}*{_SUFFIX}"):
-                with suppress(OSError), _opened(old, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                with suppress(OSError), _open(old, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     shutil.rmtree(old)
                     print(f"removed {old}, which a killed run left", file=sys.stderr)
             folder = Path(tempfile.mkdtemp(_SUFFIX, _PREFIX, target.parent))
-            stack.enter_context(_opened(folder, fcntl.LOCK_EX))
+            stack.enter_context(_open(folder, fcntl.LOCK_EX))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         temporary = folder / "output"
         yield temporary
@@ -73,7 +73,7 @@ def write_atomically(target: Path, force: bool, signals: "Signals") -> Iterator[
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
         signals.check()
-        with _opened(target.parent, fcntl.LOCK_EX):
+        with _open(target.parent, fcntl.LOCK_EX):
             # Another run may have written it meanwhile. A directory replaces nothing.
             _check_free(target, force and temporary.is_file())
             os.replace(temporary, target)
@@ -81,7 +81,7 @@ def write_atomically(target: Path, force: bool, signals: "Signals") -> Iterator[
 
 
 @contextmanager
-def _opened(path: Path, lock: int = 0) -> Iterator[int]:
+def _open(path: Path, lock: int = 0) -> Iterator[int]:
     """A descriptor of a file or directory, locked against other runs until the end of the block."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
@@ -93,7 +93,7 @@ def _opened(path: Path, lock: int = 0) -> Iterator[int]:
 
 
 def _sync(path: Path) -> None:
-    with _opened(path) as descriptor:
+    with _open(path) as descriptor:
         os.fsync(descriptor)
 
 
@@ -115,7 +115,7 @@ class Signals:
         raise KeyboardInterrupt
 
     @contextmanager
-    def handled(self) -> Iterator[None]:
+    def catch(self) -> Iterator[None]:
         numbers = [signal.SIGINT, signal.SIGTERM]
         # A shell ignores SIGINT for programs in the background.
         numbers = [x for x in numbers if signal.getsignal(x) != signal.SIG_IGN]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tpgm_jax.cli._compare import Result
 from tpgm_jax.cli._errors import CommandError, import_optional, printable
-from tpgm_jax.cli._numbers import together
+from tpgm_jax.cli._numbers import total_distance
 from tpgm_jax.plot._drawing import COLOURS, MARKERS, choose_scale, set_scale, tidy
 
 SUFFIXES = (".png", ".pdf", ".svg")
@@ -43,7 +43,7 @@ def plot(tensors: Sequence[Result], target: Path, suffix: str) -> None:
     values = {
         "mars: largest row": [max(x["mars"]["largest"] for x in y) for y in groups.values()],
         "l2: largest layer": [max(x["l2"]["largest"] for x in y) for y in groups.values()],
-        "relative, l2": [together(y)[1] for y in groups.values()],
+        "relative, l2": [total_distance(y)[1] for y in groups.values()],
     }
     panels = zip(axes, COLOURS[:3], MARKERS[:3], values.items(), strict=True)
     for panel, color, marker, (title, numbers) in panels:

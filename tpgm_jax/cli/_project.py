@@ -8,7 +8,7 @@ import numpy as np
 
 from tpgm_jax._core.axes import Tensor
 from tpgm_jax.cli._checkpoint import Checkpoint, Entry
-from tpgm_jax.cli._errors import CommandError, listed, plural, printable, quoted
+from tpgm_jax.cli._errors import CommandError, list_names, plural, printable, quote
 from tpgm_jax.cli._match import Match, Progress
 from tpgm_jax.cli._numbers import anchor_radii, move_tensor, projection_ratio
 
@@ -21,10 +21,10 @@ def check_match(found: Match) -> None:
     exclude = "pass --exclude with its name to copy it from FINETUNED, or pass checkpoints"
     for name, (w0, w) in found.shapes_differ.items():
         because = f"it has shape {w0} in PRETRAINED and {w} in FINETUNED"
-        raise CommandError(f"{quoted(name)} cannot be moved", because, f"{exclude} of one model")
+        raise CommandError(f"{quote(name)} cannot be moved", because, f"{exclude} of one model")
     if found.rename or not found.common:
         names = [x[0] for x in (found.only_pretrained, found.only_finetuned) if x]
-        because = f"their names differ, such as {' and '.join(map(quoted, names)) or 'nothing'}"
+        because = f"their names differ, such as {' and '.join(map(quote, names)) or 'nothing'}"
         remedy = found.rename or "rename the parameters, or pass checkpoints of one model"
         raise CommandError("PRETRAINED and FINETUNED cannot be matched", because, remedy)
     for name in found.quantized:
@@ -32,11 +32,11 @@ def check_match(found: Match) -> None:
             entry = found.finetuned.entries.get(name) or found.pretrained.entries[name]
             because = "it differs, and is part of quantized weights or an integer matrix"
             remedy = "dequantize both first, or --exclude all parts to copy them from FINETUNED"
-            raise CommandError(f"{quoted(name)} ({entry.label}) cannot be moved", because, remedy)
+            raise CommandError(f"{quote(name)} ({entry.label}) cannot be moved", because, remedy)
     for name, (w0, w) in found.kinds_differ.items():
         because = f"it is {printable(w0)} in PRETRAINED and {printable(w)} in FINETUNED"
         remedy = f"{exclude} with the same kinds of dtype"
-        raise CommandError(f"{quoted(name)} cannot be moved", because, remedy)
+        raise CommandError(f"{quote(name)} cannot be moved", because, remedy)
 
 
 def interpolation(alpha: float) -> Ratio:
@@ -108,4 +108,4 @@ def text(report: Mapping[str, Any], verb: str) -> str:
     headings["statistic or buffer, moved like a weight unless excluded"] = report["statistics"]
     moved, changed = plural(len(report["moved"]), "tensor"), len(report["changed"])
     first = f"{report['out']}: {moved} {verb}, {changed} changed."
-    return "\n".join([first, *listed(headings), *report["notes"]]) + "\n"
+    return "\n".join([first, *list_names(headings), *report["notes"]]) + "\n"

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tpgm_jax.cli._checkpoint import MOST_ENTRIES, Checkpoint, Entry, Replacement
-from tpgm_jax.cli._errors import import_optional, printable, quoted, reading, unreadable
+from tpgm_jax.cli._errors import import_optional, printable, quote, reading, unreadable
 
 INDEX = ".safetensors.index.json"
 GIT_LFS = b"version https://git-lfs"  # how a file begins that `git clone` left to be fetched
@@ -111,7 +111,7 @@ def find_weights(folder: Path) -> Path | None:
             return files[0]
         if files:
             because = "it contains several safetensors files without an index"
-            names = ", ".join(quoted(x.name) for x in files[:10])
+            names = ", ".join(quote(x.name) for x in files[:10])
             raise unreadable(folder, because, f"name one of {names}")
     return None
 
