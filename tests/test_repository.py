@@ -73,3 +73,16 @@ def test_the_citation_names_this_version_and_every_paper_that_a_docstring_names(
     assert cited == set(re.findall(r"https://arxiv.org/abs/[\d.]+\d", sources))
     for paper in citation["references"]:
         assert paper["identifiers"][0]["value"].partition(":")[2] in paper["url"]
+
+
+def test_modules_of_the_core_import_only_from_those_above_them_in_their_list():
+    core = ROOT / "tpgm_jax" / "_core"
+    text = (core / "__init__.py").read_text()
+    pairs = re.findall(r"^    (\w+)(?:, (\w+))?  ", text, re.MULTILINE)
+    order = [name for pair in pairs for name in pair if name]
+    assert sorted(["__init__", *order]) == sorted(path.stem for path in core.glob("*.py"))
+    imports = re.compile(r"^from (tpgm_jax\S*) import (\w+)", re.MULTILINE)
+    for i, name in enumerate(order):
+        for module, first in imports.findall((core / f"{name}.py").read_text()):
+            module = module if module != "tpgm_jax._core" else f"{module}.{first}"
+            assert module.removeprefix("tpgm_jax._core.") in order[:i]
