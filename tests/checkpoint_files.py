@@ -36,7 +36,7 @@ def weights(seed: int, dtype: Any = np.float32, scale: float = 1.0) -> dict[str,
 
 
 def save(path: Path, flat: dict[str, Any], **metadata: str) -> Path:
-    """Writes `flat` in the format that the suffix of `path` says; none: Orbax."""
+    """Writes `flat` in the format of the suffix of `path`, or without a suffix for Orbax."""
     nested = traverse_util.unflatten_dict(flat, sep="/")
     if path.suffix == ".safetensors":
         safetensors.numpy.save_file(flat, path, metadata=metadata or None)
@@ -55,7 +55,7 @@ def save_pair(folder: Path) -> list[Path]:
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
-    """What the format's own library reads."""
+    """The arrays that the format's own library reads."""
     if path.suffix == ".safetensors":
         # `load_file` cannot read float8.
         arrays = safetensors.deserialize(path.read_bytes())
@@ -92,7 +92,7 @@ def command(capsys, *args: Any) -> tuple[int, str, str]:
 
 
 def compared(capsys, *args: Any) -> dict[str, Any]:
-    """What `compare --json` prints."""
+    """The result that `compare --json` prints."""
     code, out, err = command(capsys, "compare", *args, "--json")
     found = json.loads(out)
     same = found["same_structure"] and not found["totals"]["not_finite"]

@@ -7,8 +7,8 @@ from importlib import metadata
 # less than half as long, and the number of collectives, which some tests count, stays the same.
 # `make test-optimized` sets `XLA_FLAGS` to the empty string and so tests the programs that users
 # get. Virtual devices that wait for each other abort the process after 40 s, which is not enough on
-# a machine with much other work. jaxlib exits with an error about a flag that it does not know, and
-# 0.12 does not know the last. The variable must be set before JAX is imported.
+# a machine with much other work. jaxlib exits with an error about an unknown flag, and 0.12
+# lacks the last. The variable must be set before JAX is imported.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_cpu_collective_call_terminate_timeout_seconds=600"

@@ -19,7 +19,7 @@ def zeros(shapes):
 
 
 def inferred(fn, shapes, *data):
-    """What is inferred of `fn(params, *data)`, where data are shapes; of ints, if they are ids."""
+    """`infer_axes` of `fn(params, *data)` for data of these shapes; ids are ints."""
     arrays = [jax.ShapeDtypeStruct(x, "int32" if x is IDS else "float32") for x in data]
     return infer_axes(fn, zeros(shapes), *arrays)
 

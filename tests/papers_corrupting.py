@@ -15,7 +15,7 @@ each_severity = pytest.mark.parametrize("severity", SEVERITIES)
 
 
 class Draws:
-    """A generator whose draws are given, in order; it keeps what was asked for."""
+    """A generator whose draws are given, in order; it keeps the arguments of each call."""
 
     def __init__(self, draws):
         self.draws, self.asked = list(draws), []
@@ -49,7 +49,7 @@ def corrupt(pixels, kind, severity, seed=0):
 
 
 def whole(result):
-    """As ImageNet-C makes integers of floats from 0 to 255: cut off."""
+    """Makes integers of floats from 0 to 255 as ImageNet-C does: cut off."""
     return np.floor(np.clip(result, 0, 255))
 
 

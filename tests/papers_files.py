@@ -16,7 +16,7 @@ VIT = {"width": 16, "depth": 1, "heads": 2, "features": 8, "patch": 8, "size": S
 
 
 def write_image(path: Path, label: int, seed: int, shift: int = 0) -> None:
-    """A noisy JPEG whose colour says its class. `shift` makes the colours of a domain."""
+    """A noisy JPEG whose colour gives its class. `shift` makes the colours of a domain."""
     rng = np.random.default_rng([seed, label, shift])
     colour = 255 * np.array([label & 1, label >> 1 & 1, 0]) * 0.8 + 10 * shift
     shape = tuple(rng.integers(36, 60, size=2))

@@ -1,4 +1,4 @@
-"""What docs/active.md says of radii, and how `benchmarks/activity_table.py` reads its table."""
+"""Statements of docs/active.md on radii, and how `benchmarks/activity_table.py` reads its table."""
 
 import jax.numpy as jnp
 import numpy as np

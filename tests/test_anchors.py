@@ -118,7 +118,7 @@ def test_set_anchor_resets_radii_of_a_state_without_an_anchor():
         ({"anchor": "argument"}, {"anchor": {"w": jnp.ones(2)}}, r"'w' of shape \(2,\)"),
     ],
 )
-def test_a_wrong_anchor_gets_an_error_that_says_what_to_do(options, handed, message):
+def test_a_wrong_anchor_raises_an_error_with_the_remedy(options, handed, message):
     params = {"w": jnp.ones((2, 2))}
     for tx in (
         ftp(optax.sgd(0.1), **options),

@@ -1,4 +1,4 @@
-"""What `benchmarks/gpu_compile.py` counts in GPU programs, and how it keeps its rows."""
+"""The counts of `benchmarks/gpu_compile.py` in GPU programs, and its table."""
 
 import importlib.util
 
@@ -169,9 +169,9 @@ backend_config={"known_trip_count":{"n":"3"}}
 BY_HAND = {
     # A float32 and a bfloat16 matrix and a scalar in, the same matrices out.
     "k.1": (128 * 4 + 128 * 2 + 4, 128 * 4 + 128 * 2, 1),
-    # Two slices of 10 elements, one of which has two readers, and an index.
+    # Two slices of 10 elements, where one has two readers, and an index.
     "k.2": (2 * 10 * 4 + 4, 10 * 4, 1),
-    # The slice is part of what is read anyway.
+    # The kernel reads the slice anyway.
     "k.3": (100 * 4, 110 * 4, 1),
     # Five of twenty rows are summed.
     "k.4": (5 * 50 * 4, 5 * 4, 1),
@@ -203,7 +203,7 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_bytes_of_a_kernel_are_as_counted_by_hand(name):
+def test_bytes_of_a_kernel_equal_a_count_by_hand(name):
     (found,) = [x for x in kernels.kernels(PROGRAM) if x.name == name]
     assert (found.read, found.written, found.runs) == BY_HAND[name]
 

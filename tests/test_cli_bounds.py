@@ -69,21 +69,21 @@ def chunked_arrays(count):
 
 
 def deep_names(count):
-    """As many levels as allowed, in names that differ at their ends."""
+    """Names with the most levels that are allowed, which differ at their ends."""
     name = "a/" * 95
     tensors = {f"{name}{i}": tensor(4 * i, 4 * i + 4, [1]) for i in range(count)}
     return safetensors_bytes(tensors, b"\0" * 4 * count)
 
 
 def scales_and_integers(count):
-    """As many scales as integers in one module."""
+    """A module with equally many scales and integers."""
     names = [f"w{i}_scale" for i in range(count)] + [f"q{i}" for i in range(count)]
     spans = [tensor(4 * i, 4 * i + 4, [1], "F32" if i < count else "I32") for i in range(2 * count)]
     return safetensors_bytes(dict(zip(names, spans, strict=True)), b"\0" * 8 * count)
 
 
 def moments(count):
-    """Names full of `mu`, each of which may be a state of Adam."""
+    """Names full of `mu`. Each `mu` may be a state of Adam."""
     tensors = {f"{i}/{'mu/' * 95}": tensor(4 * i, 4 * i + 4, [1]) for i in range(count)}
     return safetensors_bytes(tensors, b"\0" * 4 * count)
 

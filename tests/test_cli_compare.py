@@ -229,7 +229,7 @@ def test_a_verdict_has_an_exit_code_of_its_own(limit, code, verdict, tmp_path, c
     }
 
 
-def test_other_dtypes_alone_are_no_difference_but_nan_is_one(tmp_path, capsys):
+def test_other_dtypes_alone_do_not_count_as_a_difference_and_nan_does(tmp_path, capsys):
     w = {"w": np.ones(3, np.float32)}
     half, bad = {"w": w["w"].astype(np.float16)}, {"w": np.full(3, np.nan, np.float32)}
     paths = [save(tmp_path / f"{i}.npz", x) for i, x in enumerate((w, half, bad))]

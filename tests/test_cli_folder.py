@@ -126,7 +126,7 @@ def test_broken_folders_are_refused_in_one_line(damage, message, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_several_files_and_no_index_asks_for_one(tmp_path, capsys):
+def test_the_error_for_several_files_without_an_index_names_them(tmp_path, capsys):
     path = folder(tmp_path / "x", flat(0), 4)
     (path / "model.safetensors.index.json").unlink()
     save(path / "other.safetensors", flat(0))
@@ -183,7 +183,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize(("files", "message"), UNREADABLE.values(), ids=UNREADABLE)
-def test_the_error_for_a_folder_without_weights_says_what_to_do(files, message, tmp_path, capsys):
+def test_the_error_for_a_folder_without_weights_has_the_remedy(files, message, tmp_path, capsys):
     for name, text in (files | {"config.json": "{}"}).items():
         (tmp_path / name).write_text(text)
     code, _, err = command(capsys, "compare", tmp_path, tmp_path)

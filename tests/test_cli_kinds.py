@@ -1,4 +1,4 @@
-"""Tensors that are no plain weights: quantized ones, training state, statistics."""
+"""Tensors other than plain weights: quantized ones, training state, statistics."""
 
 import json
 
@@ -19,7 +19,7 @@ def ones(dtype, *shape):
     return np.ones(shape, dtype)
 
 
-# By name: the tensors of a quantized layer, one of which is then changed.
+# By name: the tensors of a quantized layer. The tests then change one of them.
 QUANTIZED = {
     "int8": {"w": ones(np.int8, 2, 2), "w_scale": ones(np.float32, 2)},
     "a vector of int8": {"q": ones(np.int8, 4), "scale": ones(np.float32)},
@@ -117,7 +117,7 @@ def test_float8_without_a_scale_is_a_weight(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("suffix", [".msgpack", ""])
-def test_training_state_is_left_out_unless_asked_for(suffix, tmp_path, capsys):
+def test_training_state_is_left_out_unless_requested(suffix, tmp_path, capsys):
     def state(x):
         moments = {"mu": {"w": np.full(2, x)}, "nu": {"w": np.full(2, x)}, "count": np.asarray(9)}
         return {
@@ -149,7 +149,7 @@ def test_training_state_is_left_out_unless_asked_for(suffix, tmp_path, capsys):
     np.testing.assert_array_equal(load(everything)["opt_state/0/mu/w"], 1)
 
 
-def test_a_models_own_mu_is_no_training_state(tmp_path, capsys):
+def test_a_models_own_mu_is_not_training_state(tmp_path, capsys):
     flat = {"encoder/mu/kernel": ones(np.float32, 2, 2), "encoder/logvar/kernel": np.eye(2)}
     paths = pair(tmp_path, flat, flat, ".npz")
     assert len(compared(capsys, *paths)["tensors"]) == 2

@@ -192,7 +192,7 @@ def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path):
         left = list(tmp_path.glob(".tpgm-jax-*.tmp"))
         assert left == (temporary if number == signal.SIGKILL else [])
         marker.unlink()
-        # The next run removes what a killed one left, and says so.
+        # The next run removes the files of a killed one, and prints this.
         run = subprocess.run(
             [*PROGRAM, *map(str, args[:-1]), tmp_path / "new"],
             capture_output=True,

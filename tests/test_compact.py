@@ -157,7 +157,7 @@ def reference_norms(x, norm):
 
 @each_norm
 @pytest.mark.parametrize("initial_radius", [1e-8, 0.05])  # below the floor, and above it
-def test_the_state_knows_how_far_rows_are_from_the_anchor(norm, initial_radius):
+def test_the_state_determines_the_distance_of_rows_from_the_anchor(norm, initial_radius):
     anchor = random_tree({"kernel": (20, 7)}, 0)
     tx: Any = tpgm_jax.ftp(
         optax.adam(1e-2), memory="compact", norm=norm, initial_radius=initial_radius

@@ -138,7 +138,7 @@ def test_state_types_are_stable_for_weakly_typed_params(tx):
 
 @each_mostly_slow_transform
 def test_numpy_arrays_give_the_same_numbers_as_jax_arrays(make):
-    # As in a checkpoint that was just read. They are no arguments, which JAX would convert.
+    # A checkpoint that was just read has them. Arguments of a jitted function would be converted.
     params, tx = numbers(), make()
     ours = numbers(1), tx.init(params), params
     theirs = jax.tree.map(np.asarray, ours)

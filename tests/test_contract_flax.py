@@ -203,7 +203,7 @@ def test_set_anchor_works_on_the_state_of_an_nnx_optimizer(method, x64):
     np.testing.assert_array_equal(anchor["layers"]["dense"]["kernel"], kernel)
 
 
-def test_a_held_out_loss_that_calls_the_parameters_is_told_how_to_get_the_model():
+def test_a_held_out_loss_that_calls_the_parameters_gets_a_note_on_making_the_model():
     x = jnp.ones((2, 4))
     model: Any = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, tpgm(optax.adam(0.1)), wrt=nnx.Param)
@@ -211,7 +211,7 @@ def test_a_held_out_loss_that_calls_the_parameters_is_told_how_to_get_the_model(
     with pytest.raises(TypeError, match="not callable") as error:
         optimizer.update(model, grads, held_out_loss=lambda model: jnp.sum(model(x)))
     assert "`nnx.merge(graph, params, rest)`" in "".join(error.value.__notes__)
-    # As the note says:
+    # The remedy in the note:
     graph, _, rest = nnx.split(model, nnx.Param, ...)
 
     def held_out_loss(params):

@@ -43,7 +43,7 @@ def fit(loss=lambda params, batch: jnp.sum(params["head"]) * batch, batches=(1.0
     return fit_radii(loss, PARAMS, batches=batches, **options)
 
 
-# The call, the type of the error, and the part of its message that says what to do.
+# The call, the type of the error, and the part of its message with the remedy.
 CASES = {
     # The factories.
     "base optimizer is a learning rate": (lambda: ftp(1e-3), TypeError, "optax.adamw"),
@@ -267,7 +267,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("call", "error", "message"), CASES.values(), ids=CASES)
-def test_bad_input_gets_an_error_that_says_what_to_do(call, error, message):
+def test_bad_input_raises_an_error_with_the_remedy(call, error, message):
     with pytest.raises(error, match=message):
         call()
 

@@ -40,7 +40,7 @@ def fit(**options):
     return api.fit_radii(**(defaults | options))
 
 
-# The call, the type of the error, and the part of its message that says what to do.
+# The call, the type of the error, and the part of its message with the remedy.
 CASES: Any = {
     "rows of a fraction": (lambda: rows(1.5), TypeError, r"`rows=1.5` for 'head'.*`Axes\(rows=0"),
     "rows of text": (lambda: rows("in"), TypeError, "`rows='in'` for 'head'"),
@@ -106,7 +106,7 @@ CASES: Any = {
 
 
 @pytest.mark.parametrize(("call", "error", "message"), CASES.values(), ids=CASES)
-def test_arguments_of_the_wrong_kind_get_an_error_that_says_what_to_do(call, error, message):
+def test_arguments_of_the_wrong_kind_raise_an_error_with_the_remedy(call, error, message):
     with pytest.raises(error, match=message):
         call()
 
@@ -126,7 +126,7 @@ def test_a_tree_of_bools_may_hold_arrays_of_one_bool(kind):
 
 
 @pytest.mark.parametrize("flags", [jnp.ones(2, bool), jnp.array(1.0)])
-def test_a_tree_of_other_arrays_is_no_tree_of_bools(flags):
+def test_a_tree_of_other_arrays_is_not_a_tree_of_bools(flags):
     with pytest.raises(TypeError, match="or a tree of bools; got"):
         init(exclude={"block": flags, "head": True})
 

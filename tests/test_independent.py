@@ -142,7 +142,7 @@ def parameters(rng, dtypes, scale=1.0):
 
 
 def quadratic(rng):
-    """A held-out loss that sees weights in float32, and its gradient in NumPy."""
+    """A held-out loss of weights in float32, and its gradient in NumPy."""
     targets = {name: rng.normal(size=LEAVES[name][0]).astype(np.float32) for name in LEAVES}
 
     def loss(params, weight):
@@ -181,7 +181,7 @@ def test_fit_radii_equals_the_equations_with_leaves_excluded_by(kind, norm):
     projected = expected(float64(tuned), names, [slopes(float(w)) for w in weights])
 
     # Adam divides each gradient by the size of the earlier ones. Sums of up to 24 products in
-    # float32, half of which cancel, err by 1e-5, so 12 steps of 1e-2 err by about 1e-6.
+    # float32 err by 1e-5 if half of them cancel, so 12 steps of 1e-2 err by about 1e-6.
     radii = np.concatenate([np.atleast_1d(fitted.radii[name]) for name in names])
     np.testing.assert_allclose(radii, expected.radii, rtol=0, atol=5e-6)
     for name, x in flat(fitted.params).items():
@@ -230,7 +230,7 @@ def test_radii_of_mixed_dtypes_differ_from_float64_by_what_bfloat16_rounds(norm)
 
 
 @pytest.mark.parametrize(("value", "error"), [(np.nan, ValueError), (1 + 2j, TypeError)])
-def test_init_refuses_importances_that_are_no_numbers(value, error):
+def test_init_refuses_importances_that_are_not_finite_numbers(value, error):
     params = {"w": jnp.ones(3)}
     tx = tpgm_jax.add_anchor_decay(1.0, importance={"w": jnp.array([1.0, value, 1.0])})
     with pytest.raises(error, match="`importance` has 'w' with"):

@@ -45,7 +45,7 @@ def test_shapes_are_enough_and_other_arguments_are_passed_on():
     assert infer_axes(model, shapes, x, 0.5, True).notes.keys() == {"a+b", "c"}
 
 
-def test_random_keys_and_outputs_that_are_no_arrays_do_no_harm():
+def test_random_keys_and_outputs_other_than_arrays_are_accepted():
     def noisy(p, x, key):
         keep = jax.random.bernoulli(key, 0.5, x.shape)
         return {"y": jnp.where(keep, x, 0) @ p["w"], "name": "noisy", "none": None}
@@ -54,7 +54,7 @@ def test_random_keys_and_outputs_that_are_no_arrays_do_no_harm():
     assert axes["w"] == Axes((1,), ())
 
 
-def test_parameters_may_be_one_array_or_have_leaves_that_are_no_arrays():
+def test_parameters_may_be_one_array_or_have_leaves_other_than_arrays():
     axes = infer_axes(lambda w, x: x @ w.T, jnp.zeros((F, D)), jnp.zeros(X))
     assert dict(axes) == {"": Axes((0,), ())}
     tree = {"w": jnp.zeros((F, D)), "activation": jnp.tanh}
@@ -102,7 +102,7 @@ def test_ftp_of_a_model_like_gemma_has_the_inferred_layout():
     assert len(tpgm_jax.radii(state, params)["layers/w"]) == L
 
 
-def test_names_are_matched_exactly_and_parts_of_the_tree_may_be_asked_for():
+def test_names_are_matched_exactly_and_a_part_of_the_tree_is_enough():
     axes = infer_axes(model, PARAMS, jnp.zeros(X))
     assert layout(PARAMS, axes)["a.b/(w)"] == ((0,), ())
     assert layout({"a.b": PARAMS["a.b"]}, axes) == {"a.b/(w)": ((0,), ())}

@@ -1,4 +1,4 @@
-"""What `infer_axes` cannot follow, several uses, and properties that hold for all functions."""
+"""Parameters that `infer_axes` cannot follow, several uses, and properties of all functions."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from jax import lax
 
 from tpgm_jax import Axes, infer_axes
 
-# What cannot be followed has the rows of its name, the last axis, and a note.
+# A parameter that cannot be followed has the rows of its name, the last axis, and a note.
 
 
 def two_uses(p, x):
@@ -95,7 +95,7 @@ def test_the_first_of_several_uses_counts_and_the_others_are_noted():
     assert "also used by `dot_general` (rows (0,), layers ())" in axes.notes["w"]
 
 
-def test_a_backward_pass_is_no_second_use():
+def test_a_backward_pass_is_not_a_second_use():
     def loss(p, x):
         y, _ = lax.scan(jax.checkpoint(lambda x, w: (x @ w, None)), x, p["w"])
         return jnp.sum(jax.jit(lambda x, v: x @ v)(y, p["v"]))
@@ -169,11 +169,11 @@ def test_axes_that_are_split_or_merged_keep_their_use(seed):
     assert axes.notes == {}
 
 
-def test_the_limits_that_the_docstring_names_are_as_it_says():
+def test_the_limits_in_the_docstring_hold():
     mask = jnp.tri(4, 5)
 
     def model(p, x, ids):
-        # Read as a dense layer; a sum over experts, which are inputs; a constant, which is no data.
+        # Read as a dense layer; a sum over experts, which are inputs; a constant, not data.
         one_hot = jax.nn.one_hot(ids, 4) @ p["embedding"]
         mixed = jnp.einsum("bei,eio->bo", x[:, None] * jnp.ones((2, 1)), p["experts"])
         masked = x @ (p["masked"] * mask)

@@ -199,5 +199,5 @@ def some_slices_alone(p, x):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("differentiate", [False, True], ids=["forward", "gradient"])
-def test_rows_and_layers_are_as_by_hand(name, differentiate):
+def test_rows_and_layers_equal_those_found_by_hand(name, differentiate):
     check(name, CASES[name], differentiate)

@@ -152,6 +152,6 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("call", "error", "message"), ERRORS.values(), ids=ERRORS)
-def test_bad_input_gets_an_error_that_says_what_to_do(call, error, message):
+def test_bad_input_raises_an_error_with_the_remedy(call, error, message):
     with pytest.raises(error, match=message):
         call()

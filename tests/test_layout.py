@@ -46,7 +46,7 @@ def test_rows_follow_the_names_of_flax_pytorch_and_equinox():
     assert set(table.guessed) == {name for name, (_, _, guess) in LEAVES.items() if guess}
 
 
-def test_weights_of_stacked_layers_have_rows_on_the_first_axis_that_is_no_layer():
+def test_weights_of_stacked_layers_have_rows_on_the_first_axis_after_the_layers():
     (tensor,) = tpgm_jax.layout(
         {"weight": jnp.ones((2, 4, 3))}, axes={".*": Axes(layers=0)}
     ).tensors

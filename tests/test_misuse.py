@@ -69,7 +69,7 @@ def test_interpolation_keeps_equal_infinities():
 
 
 @pytest.mark.parametrize("make", [ftp, spd])
-def test_multi_steps_goes_on_after_nan_only_if_told_to_skip_it(make):
+def test_multi_steps_recovers_from_nan_only_with_skip_not_finite(make):
     # MultiSteps multiplies its accumulator by 0 when it emits, and NaN times 0 is NaN.
     def train(**options):
         tx: Any = optax.MultiSteps(make(BASE), 2, **options)
@@ -124,7 +124,7 @@ def test_a_state_restored_as_a_plain_dict_is_refused():
     ("value", "error", "message"),
     [(jnp.nan, ValueError, "with NaN in it"), (1j, TypeError, "complex numbers")],
 )
-def test_set_anchor_refuses_numbers_that_are_no_weights(value, error, message):
+def test_set_anchor_refuses_numbers_that_cannot_be_weights(value, error, message):
     state = ftp(BASE).init(PARAMS)
     with pytest.raises(error, match=message):
         tpgm_jax.set_anchor(state, PARAMS | {"bias": jnp.full(2, value)})
@@ -160,7 +160,7 @@ def test_an_added_head_is_named():
 
 
 def test_tied_parameters_under_two_names_stay_equal():
-    # The user ties them by equal gradients, as `jax.grad` of a tied model gives after a sum.
+    # The user ties them by equal gradients, such as the sum of both gradients of a tied model.
     params = {"embed": jnp.ones((3, 4)), "head": jnp.ones((3, 4))}
     axes: Any = {"embed|head": tpgm_jax.Axes(rows=0)}
     tx = ftp(BASE, axes=axes)

@@ -1,4 +1,4 @@
-"""Batches of the loader of `examples.papers`, and how it goes on."""
+"""Batches of the loader of `examples.papers`, and how it resumes."""
 
 import json
 import shutil
@@ -127,7 +127,7 @@ def test_a_resumed_run_is_equal_to_an_uninterrupted_one(listed, stop, before, af
     same(received + joined([list(x) for x in second]), whole)
 
 
-def test_a_loop_that_is_left_goes_on_after_its_last_batch(listed):
+def test_a_loop_that_was_left_resumes_after_its_last_batch(listed):
     loader, received = make(listed, epochs=2), []
     while len(received) < 10:
         for batch in loader:

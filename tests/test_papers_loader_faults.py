@@ -175,7 +175,7 @@ def runs(process):
 
 
 @pytest.mark.slow
-def test_a_killed_program_goes_on_as_if_it_had_not_been(listed, tmp_path):
+def test_a_killed_program_resumes_as_if_it_had_not_been_killed(listed, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     root = Path(listed[0].path).parents[2]

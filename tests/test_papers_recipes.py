@@ -254,7 +254,7 @@ def test_accuracy_counts_images_that_count_among_the_allowed_classes():
         "mask": np.array([1, 1, 1, 1, 0, 0, 0, 1], bool),
     }
     evaluation = Evaluation(network, 4, sharding.mesh())
-    # Five count, of which the 1st, 2nd and 8th are right.
+    # Five count, and the 1st, 2nd and 8th are right.
     assert evaluation.accuracy({}, {}, [batch, batch], "all", 2) == 60.0
     # Among 0 to 2, the 4th and the 8th become guesses of 0.
     assert evaluation.accuracy({}, {}, [batch], "subset", 1, among=[0, 1, 2]) == 60.0

@@ -1,6 +1,6 @@
 """Weights that PyTorch saved in the published formats, and its forward pass.
 
-PyTorch is no dependency of the other tests: `pip install 'tpgm-jax[torch]'` for these.
+The other tests do not need PyTorch: `pip install 'tpgm-jax[torch]'` for these.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ TOLERANCE = 1e-4
 
 
 def randomize(module):
-    """Statistics and scales as of a trained model, and half-precision numbers, as published."""
+    """Statistics and scales like a trained model's, and numbers in half precision."""
     generator = torch.Generator().manual_seed(0)
     for name, tensor in module.state_dict().items():
         if name.endswith(("running_var", "bn1.weight", "bn2.weight", "bn3.weight")):
@@ -47,14 +47,14 @@ def randomize(module):
 
 
 def archive(visual, path):
-    """As OpenAI's: TorchScript, in half precision."""
+    """A file like OpenAI's: TorchScript, in half precision."""
     clip = CLIP(visual).half().eval()
     example = torch.zeros(2, 3, SIZE, SIZE)
     torch.jit.save(torch.jit.trace(clip.float(), example).half(), str(path))
 
 
 def moco(encoder, path):
-    """As MoCoV3's: both encoders of a data-parallel model, with the state of training."""
+    """A file like MoCoV3's: both encoders of a data-parallel model, with the state of training."""
     parts = nn.ModuleDict(
         {"base_encoder": encoder, "momentum_encoder": TorchResNet(nn.Linear(32 * WIDTH, 3))}
     )

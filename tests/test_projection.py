@@ -114,7 +114,7 @@ def test_slopes_at_the_anchor_are_finite(norm):
 
 
 @pytest.mark.parametrize("norm", ["mars", "l2"])
-def test_the_norm_of_what_has_not_moved_is_zero(norm):
+def test_the_norm_of_an_unmoved_tensor_is_zero(norm):
     tensor = Tensor("w", (3, 2), rows=(1,), layers=())
     np.testing.assert_array_equal(ball.norms(jnp.zeros((3, 2)), tensor, norm), 0.0)
 

@@ -216,7 +216,7 @@ def test_arrays_may_be_on_many_devices_and_anchors_on_the_host(kind):
 )
 def test_a_projected_row_is_at_its_radius_for_any_dtype(dtype, memory):
     rng = np.random.default_rng(0)
-    # Rows of one number have the largest rounding errors, and long rows those of long sums.
+    # Rows of one number have the largest rounding errors, and long rows the errors of long sums.
     shapes = {"kernel": (300, 40), "ones": (1, 500), "tall": (3000, 4), "bias": (40,)}
     params = {name: np.zeros(shape) for name, shape in shapes.items()}
     params["kernel"] = rng.normal(size=shapes["kernel"])

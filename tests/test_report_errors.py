@@ -47,6 +47,6 @@ CASES: Any = {
 
 
 @pytest.mark.parametrize(("call", "message"), CASES.values(), ids=CASES)
-def test_bad_input_gets_an_error_that_says_what_to_do(call, message):
+def test_bad_input_raises_an_error_with_the_remedy(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""The verdict and the notes of a report: what is held back, what moves freely, what looks wrong."""
+"""The verdict and the notes of a report: tensors that are held back, free, or suspicious."""
 
 from typing import Any
 
@@ -73,7 +73,7 @@ def test_the_radius_in_the_unit_of_the_anchor_is_the_same_for_both_units():
             assert group.relative == pytest.approx(group.radius / sizes[group.name], rel=24 * 6e-8)
 
 
-def test_what_looks_wrong_is_noted():
+def test_suspicious_numbers_are_noted():
     params = {"body": {"kernel": jnp.ones((3, 2))}, "head": {"kernel": jnp.full((3, 2), 1e-4)}}
     grads, tx = jax.tree.map(jnp.ones_like, params), ftp(optax.sgd(1.0))
     step, state = make_step(tx), tx.init(params)

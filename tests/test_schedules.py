@@ -71,7 +71,7 @@ ARGUMENTS: Any = {
     "weight": add_anchor_decay,
     "strength": lambda strength: spd(optax.sgd(0.6, momentum=0.9), strength=strength),
 }
-# Values that no step may use, and the nearest that it may. A constant of 0 is no radius.
+# Values that no step may use, and the nearest that it may. 0 is not a constant radius.
 WRONG = [("k", 1.5, 1.0), ("k", -1.0, 0.0), ("weight", -1.0, 0.0), ("strength", -1.0, 0.0)]
 
 

@@ -62,7 +62,7 @@ def numpy_states(tensors, tokens, mask):
     return np.swapaxes(states, 0, 1)
 
 
-def test_hidden_states_are_those_of_transformers(folder):
+def test_hidden_states_equal_transformers(folder):
     _, tokens, mask, states = stored()
     encoder, report = checkpoint.load(folder)
     ours = np.stack(nnx.jit(lambda model: model(tokens, mask))(encoder))
@@ -73,7 +73,7 @@ def test_hidden_states_are_those_of_transformers(folder):
     assert report.unused == ["pooler.dense.bias", "pooler.dense.weight"]
 
 
-def test_hidden_states_are_those_of_numpy_in_float64(folder):
+def test_hidden_states_equal_numpy_in_float64(folder):
     tensors, tokens, mask, states = stored()
     reference = numpy_states(tensors, tokens, mask)
     np.testing.assert_allclose(states[:, mask], reference[:, mask], rtol=0, atol=1e-5)

@@ -120,7 +120,7 @@ def test_adapters_and_the_head_are_all_that_is_trained(bench, name):
     assert moved == factors | {"head/kernel", "head/bias"}
 
 
-def test_derived_methods_are_what_they_say(bench):
+def test_derived_methods_match_their_names(bench):
     anchor = bench.anchor("probed", 0)
     tuned = jax.tree.map(lambda x: x + 1.0, anchor)
     mean = jax.tree.map(lambda x: x + 0.5, anchor)
@@ -213,7 +213,7 @@ def test_the_report_averages_and_selects_by_validation():
     assert "| FTP as published | 0.001 of 2 | 82.0 ± 0.0 | 85.0 ± 12.7 | 73.0 ± 0.0 |" in text
 
 
-def test_what_is_missing_is_whole_jobs_or_single_rows():
+def test_missing_work_is_whole_jobs_or_single_rows():
     job = next(job for job in cells.jobs() if job.trained.method == "finetune")
     written = [
         {key: program.text(value) for key, value in cell._asdict().items()}

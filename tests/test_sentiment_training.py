@@ -46,7 +46,7 @@ def test_long_sentences_are_left_out_and_short_ones_padded(folder):
 
 
 def numbered(count):
-    """Sentences that can be told apart by their first token."""
+    """Sentences that differ in their first token."""
     tokens = np.arange(count, dtype=np.int32)[:, None] * np.array([[1, 0]], np.int32)
     return Sentences(tokens, tokens >= 0, np.zeros(count, np.int32))
 

@@ -147,7 +147,7 @@ def test_half_precision_is_computed_in_float32():
     c = w + u - w0
     assert np.sum(g * (w - w0)) > 0
     expected = w0 - w + np.linalg.norm(w - w0) / np.linalg.norm(c) * c
-    # Half a spacing of the update alone, 2^-8 of it, and a little for the float32 before.
+    # Half a spacing of the update, 2^-8 of its size, and a little for the float32 before.
     received = np.asarray(updates["w"], np.float64)
     np.testing.assert_allclose(received, expected, rtol=1.01 / 2**8, atol=1e-5)
 
@@ -181,7 +181,7 @@ def descend(tx, steps):
 
 def test_spd_acts_with_momentum_and_not_with_plain_descent():
     plain, momentum = optax.sgd(0.05), optax.sgd(0.05, momentum=0.9)
-    # Forty steps, each of which rounds by some ulps of numbers around 1.
+    # Each of forty steps rounds by some ulps of numbers around 1.
     np.testing.assert_allclose(
         descend(spd(plain), 40), descend(plain, 40), rtol=0, atol=40 * 4 * 1.2e-7
     )
@@ -253,7 +253,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("call", "error", "message"), ERRORS.values(), ids=ERRORS)
-def test_bad_input_gets_an_error_that_says_what_to_do(call, error, message):
+def test_bad_input_raises_an_error_with_the_remedy(call, error, message):
     with pytest.raises(error, match=message):
         call()
 

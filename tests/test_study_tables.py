@@ -80,7 +80,7 @@ def test_validation_chooses_and_ties_go_to_the_setting_nearest_to_the_anchor():
     assert choice([*rows[1:], l2sp(3e-3, 0.01, 101, 90.003)]) == (1e-3, "weight=0.1")
 
 
-def test_nothing_but_validation_has_a_say_in_the_choice(recorded):
+def test_only_validation_affects_the_choice(recorded):
     needed = [*cells.KEYS, "validation"]
     pd.testing.assert_frame_equal(summary.chosen(recorded[needed]), summary.chosen(recorded))
 

@@ -79,7 +79,7 @@ def test_layers_have_separate_units_and_share_the_typical_weight(norm):
 
 @each_norm
 def test_a_unit_is_positive_even_where_the_anchor_is_zero(norm):
-    # The first kernel is zero, as the last of a residual branch may be: it gets typical weights.
+    # The first kernel is zero, like the last of a residual branch: it gets typical weights.
     params = {"a/kernel": jnp.zeros((9, 2)), "b/kernel": jnp.full((9, 2), 2.0)}
     found = units_of(params, norm)
     expected = 9.0 if norm == "mars" else np.sqrt(18 * 2.0)

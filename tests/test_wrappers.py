@@ -212,12 +212,12 @@ def test_wrappers_that_move_projected_weights_are_found_by_the_report(name):
 
 @pytest.mark.slow
 def test_a_mask_around_ftp_hands_out_raw_gradients():
-    # The page says so. Left-out leaves move by +gradient, so the loss does not fall.
+    # As on the page. Left-out leaves move by +gradient, so the loss does not fall.
     params, _ = trained(optax.masked(make_ftp(), is_matrix))
     assert loss(params) > loss(ANCHOR)
 
 
-def test_a_held_out_loss_that_fails_in_a_partition_says_why():
+def test_a_held_out_loss_that_fails_in_a_partition_gets_a_note_with_the_reason():
     parts: Any = {"matrix": tpgm_jax.tpgm(SGD), "vector": SGD}
     with pytest.raises(TypeError) as error:
         trained(optax.partition(parts, matrices), held_out=True, steps=1)
