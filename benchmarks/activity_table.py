@@ -1,4 +1,4 @@
-"""The runs of `benchmarks.activity`, and what its table of results says."""
+"""The runs of `benchmarks.activity`, and numbers from its table of results."""
 
 import math
 from collections import defaultdict

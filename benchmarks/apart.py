@@ -12,7 +12,7 @@ from typing import Any
 def run_apart(
     module: str, case: str, text: Path | None, environment: Mapping[str, str], given: Any = None
 ) -> Any:
-    """What `python -m module --one case` prints last, as JSON.
+    """The last line of `python -m module --one case`, read as JSON.
 
     Args:
         module: the benchmark.

@@ -24,7 +24,7 @@ from examples.sentiment.methods import adamw
 from examples.sentiment.summary import others
 from examples.sentiment.training import Tester, Trainer, with_probe
 
-# By column, the tensors of a kind; the rest is excluded.
+# For each column its tensors; all others are excluded.
 KINDS = {
     "encoder": r"encoder/.*",
     "embeddings": r"encoder/(word|position|segment)/.*",
@@ -40,7 +40,7 @@ def save(params: Any, path: Path) -> None:
 
 
 def relative(pretrained: Path, finetuned: Path, kind: str) -> float:
-    """What `compare` reports for the tensors of a kind together."""
+    """The distance that `compare` reports for all tensors of a kind."""
     words = [sys.executable, "-m", "tpgm_jax.cli", "compare", pretrained, finetuned]
     words += ["--exclude", f"(?!{kind}).*", "--json"]
     printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""What one radius for a whole embedding does to rare tokens, and what one for each row does.
+"""The effect on rare tokens of one radius for an embedding, and of one radius for each row.
 
 A classifier of bags of tokens, whose frequencies follow Zipf's law, is pre-trained on one labelling
 and fine-tuned on another. The rows of the embedding are sorted by how often fine-tuning reads them.
@@ -118,7 +118,7 @@ def main() -> None:
             numbers = {
                 "rows": int(these.sum()),
                 "movement": f"{moved[these].sum() / free[these].sum():.3f}",
-                # Of the rows, the share that moved less than 1 % of what AdamW moved them.
+                # The share of the rows that moved less than 1 % as far as with AdamW.
                 "frozen": f"{np.mean(moved[these] < 0.01 * free[these]):.3f}",
             }
             where = {"machine": machine(), "jax": jax.__version__}

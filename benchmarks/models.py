@@ -16,7 +16,7 @@ Params = Mapping[str, jax.Array]
 
 
 class Model(NamedTuple):
-    """What a training step needs besides an optimizer.
+    """The inputs of a training step besides an optimizer.
 
     Attributes:
         loss: a function of `(params, inputs, labels)`.
@@ -71,17 +71,17 @@ def decoder_loss(
     tokens: jax.Array,
     targets: jax.Array,
     dtype: Any = jnp.float32,
-    lay: Callable[[jax.Array], jax.Array] = lambda x: x,
+    place: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> jax.Array:
-    """Computes in `dtype` for parameters of any dtype. `lay` places the inputs of blocks."""
+    """Computes in `dtype` for parameters of any dtype. `place` shards the inputs of blocks."""
     embedding = params["tokens/embedding"].astype(dtype)
 
     def block(x, p):
         # Cast layer by layer: all at once would be a second copy of the parameters.
-        return transformer({k: v.astype(dtype) for k, v in p.items()}, lay(x), causal=True), None
+        return transformer({k: v.astype(dtype) for k, v in p.items()}, place(x), causal=True), None
 
-    x, _ = jax.lax.scan(jax.checkpoint(block), lay(embedding[tokens]), within(params, "layers"))
-    logits = normalised(lay(x), params["norm/scale"].astype(dtype)) @ embedding.T
+    x, _ = jax.lax.scan(jax.checkpoint(block), place(embedding[tokens]), within(params, "layers"))
+    logits = normalised(place(x), params["norm/scale"].astype(dtype)) @ embedding.T
     return cross_entropy(logits.astype(jnp.float32), targets)
 
 

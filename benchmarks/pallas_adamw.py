@@ -32,7 +32,7 @@ def adamw(g: Any, m: Any, v: Any, w: Any, rate: Any, t: Any) -> tuple[Any, Any, 
 
 
 def fused(numbers: Any, *arrays: Any, updates: bool, interpret: bool = False) -> Any:
-    """From rate, radius and step, and `g, m, v, W, W0`, to `m, v, c` and `W'` or `W' - W`."""
+    """`m, v, c` and `W'` or `W' - W`, from rate, radius and step, and `g, m, v, W, W0`."""
 
     def body(numbers, g, m, v, w, w0, m_new, v_new, c_new, out):
         rate, radius, t = numbers[0], numbers[1], numbers[2]

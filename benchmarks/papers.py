@@ -1,4 +1,4 @@
-"""What a training step of the papers' networks costs with FTP and with TPGM.
+"""The cost of a training step of the papers' networks with FTP and with TPGM.
 
 The step is the program's own: forward and backward pass, batch statistics, optimizer; jitted and
 donated. All methods of a network run in turn in one process, so that drifts of the machine's speed
@@ -22,7 +22,7 @@ from examples.papers import methods, models, recipes, training
 from examples.papers.sets import DOMAINNET_CLASSES
 from examples.pod import sharding
 
-# By network: the base optimizer, and the classes.
+# For each network its base optimizer, and the number of classes.
 SETTINGS = {
     "clip-resnet50": ("sgd", DOMAINNET_CLASSES),
     "resnet50": ("sgd", DOMAINNET_CLASSES),

@@ -90,11 +90,11 @@ def struct(shape: Any, dtype: Any, mesh: jax.sharding.Mesh, spec: P) -> jax.Shap
 def state_of(tx: Any, params: Any, mesh: jax.sharding.Mesh) -> Any:
     """The optimizer's state. Arrays shaped like a parameter have its sharding, others are whole."""
 
-    def hole(leaf: Any) -> bool:
+    def is_placeholder(leaf: Any) -> bool:
         return isinstance(leaf, optax.MaskedNode)
 
     def like(leaf: Any, param: Any) -> Any:
-        if hole(leaf):
+        if is_placeholder(leaf):
             return leaf
         spec = param.sharding.spec if leaf.shape == param.shape else P()
         return struct(leaf.shape, leaf.dtype, mesh, spec)
@@ -105,7 +105,7 @@ def state_of(tx: Any, params: Any, mesh: jax.sharding.Mesh) -> Any:
 
     state = jax.eval_shape(tx.init, params)
     return optax.tree.map_params(
-        tx, like, state, params, transform_non_params=everywhere, is_leaf=hole
+        tx, like, state, params, transform_non_params=everywhere, is_leaf=is_placeholder
     )
 
 
@@ -134,13 +134,13 @@ def program(
     params = parameters(size, placement, mesh)
     state = state_of(tx, params, mesh)
     tokens = struct((placement.fsdp, length), jnp.int32, mesh, P("fsdp"))
-    lie = NamedSharding(mesh, P("fsdp"))
+    by_example = NamedSharding(mesh, P("fsdp"))
 
-    def lay(x: jax.Array) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, lie)
+    def place(x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, by_example)
 
     def loss(params, tokens, targets):
-        return models.decoder_loss(params, tokens, targets, jnp.bfloat16, lay)
+        return models.decoder_loss(params, tokens, targets, jnp.bfloat16, place)
 
     def optimizer_step(params, state, grads, **extra):
         updates, state = tx.update(grads, state, params, **extra)

@@ -26,7 +26,7 @@ from benchmarks.study.pretraining import Setup
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
-# By table, the function that carries out one training and returns its rows.
+# For each table the function that carries out one training and returns its rows.
 TABLES = {
     "study": runs.learn,
     "radii": runs.radii,
@@ -101,7 +101,7 @@ def rerun(table: str, recorded: list[Row], output: Path, setup: Setup, workers: 
 
 
 def typed(row: Row) -> Row:
-    """With numbers in place of their text."""
+    """The row with numbers in place of their text."""
     return {name: TYPES.get(name, str)(value) for name, value in row.items()}
 
 

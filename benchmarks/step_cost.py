@@ -155,7 +155,7 @@ def measure(scope: str, preset: str, rounds: int, only: list[str] | None) -> lis
 
     for i in tqdm(range(rounds), desc=f"{preset}, {scope}", unit="round"):
         for name, one in measured.items():
-            # Of "every 5th" one step in five costs more, so a round has five steps.
+            # With "every 5th" one step in five costs more, so a round has five steps.
             steps, carry = 5 if "5th" in name else 1, one.carry
             start = time.perf_counter()
             for j in range(steps):

@@ -216,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--case", default="", help="a regular expression; see --list")
     parser.add_argument("--list", action="store_true", help="show the cases, and compile nothing")
-    parser.add_argument("--again", action="store_true", help="compile what is in the table as well")
+    parser.add_argument("--again", action="store_true", help="also compile the cases in the table")
     parser.add_argument("--text", type=Path, help="a folder for the texts of the programs")
     parser.add_argument("--output", type=Path, default=Path("results/tpu_compile.csv"))
     parser.add_argument("--one", help=argparse.SUPPRESS)

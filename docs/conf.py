@@ -22,7 +22,7 @@ extensions = [
     "extensions.mathml",
 ]
 exclude_patterns = ["_build"]
-# By page, captions and the pages below them.
+# For each page its captions, and the pages below them.
 contents = {
     "index": {
         "Use": [
@@ -39,7 +39,7 @@ contents = {
         ],
     },
 }
-# Equations in docstrings and what programs print; code says its language itself.
+# Equations in docstrings and output of programs have no language; blocks of code name theirs.
 highlight_language = "none"
 
 # The button copies code without prompts and without output.

@@ -97,7 +97,7 @@ def test_folders_named_by_numbers_have_them_as_labels(tmp_path):
 
 
 def test_a_folder_without_classes_or_images_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="missing is no folder"):
+    with pytest.raises(ValueError, match="missing is not a folder"):
         lists.image_folder(tmp_path / "missing")
     with pytest.raises(ValueError, match="sort its images into a folder for each class"):
         lists.image_folder(folder(tmp_path / "flat", "a.jpg"))

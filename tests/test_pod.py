@@ -156,7 +156,7 @@ REFUSALS = {
     "no TensorBoard": ({"tensorboard": "{tmp}/board"}, "pip install tensorboardX"),
     "other steps": (
         {"output": "{full_run}", "steps": 8},
-        "made with {'steps': 6}: ask for the same",
+        "made with {'steps': 6}: pass the same",
     ),
     "another model": (
         {"pretrained": "{full_run}/pretrained", "width": 32},

@@ -1,10 +1,10 @@
 """Methods on MiniLM, fine-tuned on one domain of texts: one row a run in a CSV.
 
-    python -m benchmarks.sentiment              runs what is missing; resumes from existing rows
+    python -m benchmarks.sentiment              runs the missing trainings; keeps existing rows
     python -m benchmarks.sentiment --runs 1     stops after one training
-    python -m benchmarks.sentiment --plan       what is missing, and how long that takes
-    python -m benchmarks.sentiment --report     tables of what there is
-    python -m benchmarks.sentiment --cost       what a step costs on this model
+    python -m benchmarks.sentiment --plan       missing trainings, and how long they take
+    python -m benchmarks.sentiment --report     tables of the existing rows
+    python -m benchmarks.sentiment --cost       the cost of a step on this model
 
 `docs/sentiment.md` describes the runs and their reasons.
 """
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.sentiment", description=(__doc__ or "").split("\n\n")[0]
     )
-    parser.add_argument("--plan", action="store_true", help="print what is missing, run nothing")
+    parser.add_argument("--plan", action="store_true", help="print missing trainings, run nothing")
     parser.add_argument("--report", action="store_true", help="print tables of the CSV")
     parser.add_argument("--cost", action="store_true", help="measure steps instead")
     parser.add_argument("--runs", type=int, help="stop after this many trainings")

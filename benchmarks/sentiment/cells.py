@@ -1,4 +1,4 @@
-"""What one row of the study is, and the order of the work."""
+"""The rows of the study, and the order of the work."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ SEEDS = (0, 1, 2, 3, 4)
 
 
 class Cell(NamedTuple):
-    """One run: what identifies a row.
+    """One run: the columns that identify a row.
 
     Attributes:
         source: the domain of training and validation.
@@ -21,7 +21,7 @@ class Cell(NamedTuple):
             constrains it.
         method: as `methods` names it; "probe" before any fine-tuning.
         learning_rate: the highest; 0 if nothing is trained.
-        setting: a method's other choice, as "weight=0.1"; empty if it has none.
+        setting: a method's other choice, such as "weight=0.1"; empty if it has none.
         seed: of the order of the batches, and of a fresh head.
     """
 

@@ -1,4 +1,4 @@
-"""The methods: how each builds an optimizer around AdamW, and what is tried of each."""
+"""The methods: how each builds an optimizer around AdamW, and the settings to try."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -50,7 +50,7 @@ def report(rows: Sequence[Row]) -> str:
 
 
 def grouped(rows: Iterable[Row]) -> dict[Group, dict[float, list[Row]]]:
-    """By method and setting, then by learning rate."""
+    """The rows by method and setting, then by learning rate."""
     found: dict[Group, dict[float, list[Row]]] = {}
     names = [*METHODS, *DERIVED]
     trained = [row for row in rows if row["method"] != "probe"]
@@ -84,7 +84,7 @@ def selection(groups: dict[Group, dict[float, list[Row]]], source: str) -> str:
             if name == method
             for rate, runs in sorted(rates.items())
         ]
-        # Of equals the smallest rate.
+        # Among equals the smallest rate.
         setting, rate, runs = max(tried, key=lambda x: round(mean(x[2], "validation"), 2))
         lines.append(
             [

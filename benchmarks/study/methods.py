@@ -1,7 +1,7 @@
 """The methods, each as a function that builds an optimizer.
 
-Fine-tuning is Adam without weight decay, except for `finetune_sgd`. The methods differ in what is
-wrapped around it.
+Fine-tuning is Adam without weight decay, except for `finetune_sgd`. The methods differ in the
+wrapper around it.
 """
 
 import math
@@ -19,7 +19,7 @@ HEAD = r"params/head/.*"
 
 
 class Hyper(NamedTuple):
-    """What an optimizer is built from. All but `exclude` may be traced.
+    """The arguments for an optimizer. All but `exclude` may be traced.
 
     Attributes:
         rate: the learning rate, a schedule.
@@ -72,7 +72,7 @@ def depth(path: Any) -> float:
 def half(h: Hyper) -> optax.GradientTransformation:
     """Adam that updates a random half of the tensors, another half in each epoch.
 
-    Its moments go on in all of them. A new head is always updated.
+    Its moments advance in all of them. A new head is always updated.
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
@@ -160,8 +160,8 @@ SOURCES = {
 # `recommended` is the mean of all iterates, moved a tenth of the way back to the anchor.
 RECOMMENDED_ALPHA = 0.9
 
-# What was tried on the way to `recommended`, in the exploration. Its CSV also has the rows of
-# "anchor, exact gradient", an option of `ftp` that no longer exists. They cannot be run again.
+# Candidates of the exploration that led to `recommended`. Its CSV also has the rows of "anchor,
+# exact gradient", an option of `ftp` that no longer exists. They cannot be run again.
 CANDIDATES: dict[str, Method] = {
     "fine-tuning": METHODS["finetune"],
     "ftp": METHODS["ftp"],

@@ -41,7 +41,7 @@ def scenario(name: str) -> summary.Frame:
 
 
 def all_tables(tuned: summary.Frame, curves: summary.Frame) -> dict[str, str]:
-    """By name."""
+    """All tables, by name."""
     of_tasks = {"": ("accuracy", "forgetting"), ", of two": ("told", "told_forgetting")}
     made = {
         "summary": tables.summary(tuned, curves),

@@ -1,4 +1,4 @@
-"""From the recorded rows to numbers: the settings that validation chose, and their runs."""
+"""Numbers from the recorded rows: the settings that validation chose, and their runs."""
 
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def chosen(rows: Frame) -> Frame:
 def distance(setting: str) -> float:
     """Orders the settings of a method from the one that stays closest to the anchor."""
     name, _, number = setting.partition("=")
-    # Weights and strengths pull towards the anchor. Alpha, radius and decay let go of it.
+    # Weights and strengths pull towards the anchor. Alpha, radius and decay weaken the pull.
     return float(number or 0) * (-1 if name in ("weight", "strength") else 1)
 
 
@@ -71,7 +71,7 @@ def curves(rows: Frame) -> Frame:
 
 
 def difference(a: Frame, b: Frame) -> tuple[float, float]:
-    """Of runs with equal seeds, which are the index; the mean and half of its 95 % interval.
+    """The mean difference of runs with equal seeds (the index), and half of its 95 % interval.
 
     Student's t over the means of the pre-trained networks, because the pairs of one network are
     much more alike than others.

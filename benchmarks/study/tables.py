@@ -116,9 +116,9 @@ def interval(mean: float, half: float) -> str:
 
 
 def targets(tuned: Frame, curves: Frame) -> str:
-    """What was aimed at beforehand: `recommended` minus the best of what it is compared with.
+    """The targets set beforehand: `recommended` minus the best of the methods to compare with.
 
-    In ID accuracy that is fine-tuning at any rate, under shift the baselines as validation tuned
+    In ID accuracy these are fine-tuning at any rate, under shift the baselines as validation tuned
     them.
     """
     compared = [OOD, "held back (5)", "new (3)"]
@@ -188,7 +188,7 @@ def defaults(rows: Frame) -> str:
 
 def on_open_sets(rows: Frame) -> Frame:
     """ID / OOD by candidate, iterate, model and rate, on the sets that are not held back."""
-    # By NumPy: many means end in exactly 5, and pandas sums in another order.
+    # Use NumPy: many means end in exactly 5, and pandas sums in another order.
     rows = rows.assign(ood=[np.mean(x) for x in rows[[*cells.OPEN_SHIFTS]].to_numpy()])
     return pairs(
         rows.groupby(["candidate", "taken", "model", "learning_rate"])[["id", "ood"]].mean()

@@ -1,1 +1,1 @@
-"""What the site asks of Sphinx that Sphinx does not have."""
+"""Features of the site that Sphinx does not have."""

@@ -29,7 +29,7 @@ def indentation(line: str) -> int:
 
 
 def restructured(lines: list[str]) -> list[str]:
-    """A docstring of ours in reStructuredText, sections left as they are.
+    """A docstring of this project in reStructuredText, with its sections unchanged.
 
     Examples:
         >>> restructured(["Writing `d` for it, `|d|` is", "", "    |d| * 2", "", "of `ftp`."])

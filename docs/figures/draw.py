@@ -17,7 +17,7 @@ THEMES = {
     "light": {"ink": "#1f2328", "weights": "#0072b2", "radius": "#b34700", "fill": "#eef3f8"},
     "dark": {"ink": "#d5d9de", "weights": "#56b4e9", "radius": "#e69f00", "fill": "#232b36"},
 }
-# The same file each time, and letters as shapes, as readers may not have the font.
+# The same file each time, with letters as shapes because readers may lack the font.
 STYLE = {"svg.hashsalt": "tpgm_jax", "svg.fonttype": "path", "font.size": 11}
 INKS = (
     *("text.color", "axes.edgecolor", "axes.labelcolor"),

@@ -29,7 +29,7 @@ class Case(NamedTuple):
 
     Attributes:
         python: version of Python.
-        packages: what is installed beside this library.
+        packages: packages to install beside this library.
         scripts: modules of this folder.
     """
 

@@ -12,7 +12,7 @@ from examples.pod import checkpoints
 
 
 class Checkpoints(checkpoints.Checkpoints):
-    """As in `examples.pod`, with batch statistics, and the positions of the loaders."""
+    """The class of `examples.pod`, with batch statistics and the positions of the loaders."""
 
     def save_run(self, step: int, state: State, loaders: Mapping[str, Any], last: bool) -> None:
         """Saves every `every` steps, and at the last step.

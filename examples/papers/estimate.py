@@ -1,4 +1,4 @@
-"""What a run would take: images, steps, memory, time. Nothing is trained."""
+"""An estimate of a run, without training: images, steps, memory, time."""
 
 import math
 from typing import Any

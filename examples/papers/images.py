@@ -25,7 +25,7 @@ def read(path: str) -> Image.Image:
         if image.mode.startswith("I;16"):  # Pillow would cut off values above 255
             raise ValueError("it has 16 bits per channel")
         if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")  # as Pillow asks for
+            image = image.convert("RGBA")  # Pillow warns otherwise
         return image.convert("RGB")
 
 

@@ -118,7 +118,7 @@ def image_folder(root: Path, classes: Sequence[str] | None = None) -> list[Image
 def class_names(root: Path) -> list[str]:
     """Names of the folders in `root`, in order: the classes of an ImageNet tree."""
     if not os.path.isdir(root):
-        raise ValueError(f"{root} is no folder: give one that has a folder for each class.")
+        raise ValueError(f"{root} is not a folder: give one that has a folder for each class.")
     with os.scandir(root) as entries:
         names = sorted(x.name for x in entries if x.is_dir() and not x.name.startswith("."))
     if not names:

@@ -75,7 +75,7 @@ class Loader:
             workers: processes that read ahead. 0: threads of this process do. Each worker has up to
                 three batches in shared memory, 154 MB for 256 images of 224 pixels. (Docker's
                 default of 64 MB is too little: `docker run --shm-size`.)
-            on_error: what an image that cannot be read does: "fatal" or "skip".
+            on_error: how to treat an image that cannot be read: "fatal" or "skip".
             epochs: default: without end in training, 1 in evaluation.
             interpolation: "bilinear" or "bicubic".
             corruption: name and severity of one of ImageNet-C's corruptions, such as ("fog", 3).
@@ -168,7 +168,7 @@ class Loader:
         return batches.mp_prefetch(options, worker_init_fn=_end_with_parent)
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs to go on after the last batch that was delivered. As JSON."""
+        """The position after the last batch that was delivered, as JSON, for `restore`."""
         return {"step": self._step, **self._identity}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -226,7 +226,7 @@ class _Batches:
     corruption: tuple[str, int] | None
 
     def __call__(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-        """A batch, and by path why images of it could not be read."""
+        """A batch, and for each of its unreadable images the path and the reason."""
         epoch, step = divmod(step, self.steps_per_epoch)
         image = np.zeros((len(self.rows), self.size, self.size, 3), np.float32)
         label = np.zeros(len(self.rows), np.int32)

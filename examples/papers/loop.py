@@ -13,7 +13,7 @@ from examples.pod.reporting import say
 
 
 class Source(Protocol):
-    """What the loop needs of `loader.Loader`."""
+    """The part of `loader.Loader` that the loop uses."""
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]: ...
 

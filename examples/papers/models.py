@@ -22,12 +22,12 @@ MODELS: dict[str, Any] = {
     "resnet50": ResNet,
     "clip-vit-b16": CLIPViT,
 }
-# Of files that are no archives, are incomplete, or have other objects than tensors.
+# Errors for files that are not archives, are incomplete, or have other objects than tensors.
 _DAMAGED = (zipfile.BadZipFile, pickle.UnpicklingError, SafetensorError)
 SIZE = 224  # pixels of an image's side
 NEW_HEAD = "head/.*"
 
-# Their names do not say which axis indexes rows. A position's vector is a row; `proj` is
+# Names do not determine the axis of these rows. A position's vector is a row; `proj` is
 # `(inputs, outputs)`.
 AXES = {
     "clip-resnet50": {"attnpool/positional_embedding": Axes(rows=0)},
@@ -97,7 +97,7 @@ def network(
 def pretrained(
     network: Network, file: str | Path, head: str | Path | None, seed: int
 ) -> tuple[Any, Any, str]:
-    """Parameters, batch statistics, and a text that says what was loaded.
+    """Parameters, batch statistics, and text that lists the loaded tensors.
 
     Args:
         network: the model.

@@ -1,6 +1,6 @@
 """The papers' settings are the defaults: optimizer, learning rate, epochs, batch and more.
 
-`docs/papers.md` says which of these are published and which had to be chosen here.
+`docs/papers.md` lists which of these are published and which were chosen here.
 
 References:
     Tian et al., "Trainable Projected Gradient Method for Robust Fine-tuning", CVPR 2023,

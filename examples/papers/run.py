@@ -1,4 +1,4 @@
-"""One run: the head first if the recipe says so, fine-tuning, correction, report."""
+"""One run: the head first if the recipe has this, fine-tuning, correction, report."""
 
 import argparse
 import json
@@ -27,7 +27,7 @@ from examples.pod.settings import Refused
 
 
 class Run:
-    """What the parts of a run share."""
+    """The objects that all parts of a run use."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class Run:
         return methods.correct(self.recipe, tuned, anchor, self.new_head, loss, batches)
 
     def accuracies(self, params: Any, stats: Any) -> tuple[dict[str, float], dict[str, Any]]:
-        """By data set: accuracy in per cent, and images that could not be read, with the reason."""
+        """For each data set: accuracy in per cent, and unreadable images with the reason."""
         evaluation = Evaluation(self.network, self.sets.classes, self.mesh)
         found, skipped = {}, {}
         for name, test in self.sets.tests.items():
@@ -217,7 +217,7 @@ def run(
 
 
 def checksum(path: str | None) -> str | None:
-    """Of a file's bytes, so that a run resumes with the same weights only."""
+    """A checksum of a file, so that a run resumes with the same weights only."""
     if path is None:
         return None
     try:

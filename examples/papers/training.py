@@ -18,7 +18,7 @@ LAYOUTS = ("data", "fsdp")  # copies of the parameters on every device, or parts
 
 
 class State(NamedTuple):
-    """What is carried from step to step, and saved in checkpoints."""
+    """The arrays that steps pass on, and that checkpoints store."""
 
     params: optax.Params
     stats: Any
@@ -83,7 +83,7 @@ def compiled(
         mesh: of all devices; see `examples.pod.sharding.mesh`.
         layout: one of `LAYOUTS`.
         train_statistics: normalize by the batch and update the statistics. Otherwise the model
-            is in evaluation mode, so that nothing but `tx` changes what the head sees.
+            is in evaluation mode, so that only `tx` changes the input of the head.
     """
     params, stats = jax.eval_shape(lambda: arrays(network.make(0)))
     whole = NamedSharding(mesh, P())
@@ -141,7 +141,7 @@ def place(program: Program, arrays: tuple[Any, Any]) -> tuple[Any, Any]:
 
 
 def on_devices(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> Batch:
-    """This process's images, and those of all others, divided over all devices."""
+    """The images of all processes, divided over all devices."""
     divided = NamedSharding(mesh, P(mesh.axis_names[0]))
     return Batch(
         *(jax.make_array_from_process_local_data(divided, batch[name]) for name in Batch._fields)

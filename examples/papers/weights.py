@@ -53,7 +53,7 @@ HEAD = "head"  # always new
 
 
 class Report(NamedTuple):
-    """What `load` did.
+    """Result of `load`.
 
     Attributes:
         loaded: names of the model's tensors that have the file's values.
@@ -143,7 +143,7 @@ def assign(model: nnx.Module, tensors: Mapping[str, np.ndarray]) -> Report:
 
 
 def _select(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], list[str]]:
-    """By the file's names: the name in the image model, and the tensor. Then what is left over."""
+    """Name in the file to name in the image model and tensor; and the names left over."""
     names = {name: name.removeprefix("module.") for name in tensors}
     prefixes = ("visual.", "base_encoder.")
     found = [p for p in prefixes if any(name.startswith(p) for name in names.values())]

@@ -52,7 +52,7 @@ class Checkpoints:
         other = {k: saved[k] for k, v in self.settings.items() if saved.get(k, v) != v}
         if other:
             raise Refused(
-                f"the checkpoints in {self.folder} were made with {other}: ask for the same, or "
+                f"the checkpoints in {self.folder} were made with {other}: pass the same, or "
                 "name another folder."
             )
         return step

@@ -15,9 +15,9 @@ def make_parser() -> argparse.ArgumentParser:
     """One option for each setting, and the options that do not change the numbers."""
     made = argparse.ArgumentParser(
         prog="python -m examples.pod_finetune",
-        description="Fine-tunes a decoder on all devices; run again, it goes on where it was.",
+        description="Fine-tunes a decoder on all devices. Run it again to continue.",
     )
-    numbers = made.add_argument_group("what determines the numbers")
+    numbers = made.add_argument_group("options that determine the numbers")
     for x in fields(Settings):
         numbers.add_argument(
             f"--{x.name.replace('_', '-')}",
@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     files.add_argument("--log-every", type=_count, default=10, help="steps (default 10)")
     files.add_argument("--tensorboard", help="folder for TensorBoard's files")
     several = made.add_argument_group("several processes")
-    several.add_argument("--distributed", action="store_true", help="a cluster says which")
+    several.add_argument("--distributed", action="store_true", help="read them from the cluster")
     several.add_argument("--coordinator", help="else: host:port of process 0,")
     several.add_argument("--processes", type=_count, help="how many there are,")
     several.add_argument("--process", type=int, help="and which of them this is")
@@ -58,7 +58,7 @@ def join(options: argparse.Namespace) -> None:
     elif options.distributed or by_hand != (None, None, None):
         raise Refused(
             "`--coordinator`, `--processes` and `--process` go together: give all three, or "
-            "`--distributed` alone where the cluster knows them."
+            "`--distributed` alone if the cluster provides them."
         )
 
 

@@ -86,7 +86,7 @@ def _writer() -> Any:
 
 
 def memory(state: State) -> str:
-    """A text that says how much memory a state takes on each device."""
+    """The memory that a state takes on each device, as text."""
 
     def megabytes(tree):
         parts = [(x.sharding.shard_shape(x.shape), x.dtype) for x in jax.tree.leaves(tree)]

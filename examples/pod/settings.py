@@ -7,7 +7,7 @@ METHODS = ("ftp", "tpgm", "none")
 
 
 class Refused(ValueError):
-    """The requested run is not possible. The message says what to change."""
+    """The requested run is not possible. The message names the change to make."""
 
 
 def _option(default: Any, text: str) -> Any:
@@ -22,7 +22,7 @@ class Settings:
     settings resumes from it.
     """
 
-    method: str = _option("ftp", "what is wrapped around AdamW: " + ", ".join(METHODS))
+    method: str = _option("ftp", "the method around AdamW: " + ", ".join(METHODS))
     every: int = _option(1, "updates between radius steps of tpgm")
     steps: int = _option(300, "steps of fine-tuning")
     pretraining_steps: int = _option(300, "steps of pre-training")

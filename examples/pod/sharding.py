@@ -22,7 +22,7 @@ def of_params(params: optax.Params, mesh: jax.sharding.Mesh | jax.sharding.Abstr
     without a divisible axis are copied to every device.
     """
 
-    def lay(path, leaf):
+    def place(path, leaf):
         stacked = 1 if path[0].key == "layers" else 0
         axes = range(stacked, leaf.ndim)
         divisible = [axis for axis in axes if leaf.shape[axis] % mesh.size == 0]
@@ -31,7 +31,7 @@ def of_params(params: optax.Params, mesh: jax.sharding.Mesh | jax.sharding.Abstr
             spec[max(divisible, key=lambda axis: leaf.shape[axis])] = "fsdp"
         return NamedSharding(mesh, P(*spec))
 
-    return jax.tree_util.tree_map_with_path(lay, params)
+    return jax.tree_util.tree_map_with_path(place, params)
 
 
 def of_state(tx: optax.GradientTransformation, params: optax.Params, shardings: Any) -> Any:

@@ -31,15 +31,15 @@ MODULES = {
 BLOCK_NORM = "output.LayerNorm"
 LEAVES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 
-# What an encoder without pooler and pre-training heads does not read.
+# Tensors that an encoder without pooler and pre-training heads does not read.
 UNUSED = re.compile(r"embeddings\.position_ids|pooler\..*|cls\..*|classifier\..*")
 
 
 class Report(NamedTuple):
-    """Which tensors of a file went where.
+    """The tensors of a file, and their places in the model.
 
     Attributes:
-        loaded: by our path the name in the file.
+        loaded: path in the model to name in the file.
         unused: names of known tensors that the encoder does not have.
     """
 

@@ -1,4 +1,4 @@
-"""What tables and figures show of the results."""
+"""The numbers that tables and figures show."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -77,7 +77,7 @@ def batches(split: Split, steps: int, title: str, size: int = BATCH) -> Iterator
 def accuracies(
     predict: Callable[[Any, np.ndarray], Any], models: Mapping[str, Any], task: Task
 ) -> dict[str, tuple[float, float]]:
-    """By model, accuracy in per cent on the handwritten test digits, and mean on shifted sets.
+    """Accuracy of each model in per cent on the handwritten test digits, and mean on shifted sets.
 
     Args:
         predict: maps a model and images to logits.

@@ -73,7 +73,7 @@ def predict(model, images):
 
 
 def product_sizes(model: Network) -> list[float]:
-    """By layer, the Frobenius norm of `A @ B` divided by the Frobenius norm of `W`."""
+    """The Frobenius norm of `A @ B` divided by the Frobenius norm of `W`, for each layer."""
     return [
         float(
             jnp.linalg.norm(layer.lora_a[...] @ layer.lora_b[...])
