@@ -205,12 +205,26 @@ def test_the_report_averages_and_selects_by_validation():
         row("ftp", 1e-4, validation=80, movie=81),
         row("ftp", 1e-3, validation=82, movie=84, amazon=70, nyt=73, tweets=76),
         row("ftp", 1e-3, seed=1, validation=82, movie=86, amazon=70, nyt=73, tweets=76),
+        row("ftp", 1e-3, seed=2, validation=82, movie=85, amazon=70, nyt=73, tweets=76),
     ]
     text = report.report(rows)
     assert "Before fine-tuning: 70.0 / 63.0 (1)." in text
-    # Student's t for one degree of freedom: 12.706. Half of it: 12.706 * sqrt(2) / sqrt(2).
-    assert "| FTP as published |  | 81.0 / 50.0 (1) |  | 85.0 ± 12.7 / 73.0 ± 0.0 (2) |" in text
-    assert "| FTP as published | 0.001 of 2 | 82.0 ± 0.0 | 85.0 ± 12.7 | 73.0 ± 0.0 |" in text
+    # Student's t for two degrees of freedom is 4.303, and the standard error 1 / sqrt(3).
+    assert "| FTP as published |  | 81.0 / 50.0 (1) |  | 85.0 ± 2.5 / 73.0 ± 0.0 (3) |" in text
+    assert "| 0.001 of 2 | 82.0 ± 0.0 | 85.0 ± 2.5 | 73.0 ± 0.0 | 50.0 ± 0.0 | 3 |" in text
+
+
+def test_two_seeds_have_no_interval():
+    assert report.interval([81.0, 83.0]) == "82.0"
+
+
+def test_settings_are_compared_by_the_seeds_that_all_of_them_have():
+    # Seed 0 is an easy one: by all seeds the weight of 1 would win, and by seed 0 it loses.
+    rows = [
+        *(row("l2sp", 1e-3, "weight=0.1", seed, validation=90 - 6 * seed) for seed in (0, 1)),
+        row("l2sp", 1e-3, "weight=1", 0, validation=89),
+    ]
+    assert "| L2-SP | 0.001 weight=0.1 of 2 | 87.0 |" in report.report(rows)
 
 
 def test_missing_work_is_whole_jobs_or_single_rows():

@@ -1,7 +1,7 @@
 """Tables of the study, as Markdown, from the CSV alone."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -74,8 +74,11 @@ def by_rate(groups: dict[Group, dict[float, list[Row]]], source: str) -> str:
 
 
 def selection(groups: dict[Group, dict[float, list[Row]]], source: str) -> str:
-    """Each method at the rate and setting with the best accuracy in validation, source alone."""
-    header = ["method", "selected", "validation", "source", "others", "AUC, others"]
+    """Each method at the rate and setting with the best accuracy in validation, source alone.
+
+    Rates and settings are compared by the seeds that all of them have, because seeds differ too.
+    """
+    header = ["method", "selected", "validation", "source", "others", "AUC, others", "seeds"]
     lines = []
     for method in dict.fromkeys(method for method, _ in groups):
         tried = [
@@ -84,8 +87,14 @@ def selection(groups: dict[Group, dict[float, list[Row]]], source: str) -> str:
             if name == method
             for rate, runs in sorted(rates.items())
         ]
+        shared = set.intersection(*({row["seed"] for row in runs} for _, _, runs in tried))
+
+        def validation(runs: Sequence[Row], shared: Collection[str] = shared) -> float:
+            fair = [row for row in runs if row["seed"] in shared]
+            return round(mean(fair or runs, "validation"), 2)
+
         # Among equals the smallest rate.
-        setting, rate, runs = max(tried, key=lambda x: round(mean(x[2], "validation"), 2))
+        setting, rate, runs = max(tried, key=lambda x: validation(x[2]))
         lines.append(
             [
                 LABELS[method],
@@ -94,6 +103,7 @@ def selection(groups: dict[Group, dict[float, list[Row]]], source: str) -> str:
                 interval([float(row[source]) for row in runs]),
                 interval([outside(row, source) for row in runs]),
                 interval([outside(row, source, "_auc") for row in runs]),
+                str(len(runs)),
             ]
         )
     return markdown(header, lines)
@@ -124,8 +134,11 @@ def numbers(runs: Sequence[Row], source: str) -> str:
 
 
 def interval(values: Sequence[float]) -> str:
-    """Mean and half of its 95 % interval over seeds, by Student's t."""
+    """Mean and half of its 95 % interval over seeds, by Student's t.
+
+    None for two seeds: it would be 12.7 standard errors wide on each side.
+    """
     x = np.array(values)
-    if len(x) < 2:
+    if len(x) < 3:
         return f"{x.mean():.1f}"
     return f"{x.mean():.1f} ± {half_interval(x):.1f}"
