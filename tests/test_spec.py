@@ -120,6 +120,18 @@ assert restored.spec == state.spec, restored.spec
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_flax_serializes_a_state_that_was_unpickled(tmp_path):
+    state = ftp(SGD).init({"w": jnp.ones((3, 2))})
+    (tmp_path / "state").write_bytes(pickle.dumps(state))
+    # In a process that makes no state itself.
+    program = """
+import pathlib, pickle, sys, flax.serialization
+state = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
+flax.serialization.to_bytes(state)
+"""
+    subprocess.run([sys.executable, "-c", program, tmp_path / "state"], check=True)
+
+
 def test_a_report_reads_the_norm_from_the_state():
     # Worked by hand: 20 steps with the l2 norm on a 4x64 weight, whose l2 norm differs from the L1
     # norms of its rows.

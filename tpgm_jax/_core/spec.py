@@ -52,14 +52,13 @@ class Spec:
     layout: Layout
     anchor_dtype: str | None = None
 
+    # Flax may be imported before this package or after it, but not after the last `Spec` is made.
     def __post_init__(self):
-        # Flax's serialization leaves a `Spec` out and restores the target's. This runs whenever a
-        # `Spec` is made, so Flax may be imported before this package or after it, or never.
-        flax = sys.modules.get("flax.serialization")
-        if flax is not None:
-            flax.register_serialization_state(
-                Spec, lambda spec: {}, lambda spec, state: spec, override=True
-            )
+        _register_with_flax()
+
+    def __setstate__(self, state: dict[str, Any]):
+        self.__dict__.update(state)
+        _register_with_flax()
 
     # `optax.tree.map_params` compares a state with the state of a tree without leaves, and returns
     # the latter's `Spec`. So a layout without leaves equals every other one.
@@ -74,6 +73,15 @@ class Spec:
 
     def _choices(self) -> tuple[str | None, ...]:
         return self.norm, self.unit, self.memory, self.anchor_source, self.anchor_dtype
+
+
+def _register_with_flax() -> None:
+    """Makes Flax's serialization leave a `Spec` out and restore the target's."""
+    flax = sys.modules.get("flax.serialization")
+    if flax is not None:
+        flax.register_serialization_state(
+            Spec, lambda spec: {}, lambda spec, state: spec, override=True
+        )
 
 
 class Options(NamedTuple):
