@@ -70,7 +70,7 @@ def compare(
         return params
 
     def head_first(rate: float) -> Any:
-        body = [tensor.constrained for tensor in tpgm_jax.layout(pretrained, **names).tensors]
+        body = [tensor.constrained for tensor in tpgm_jax.layout(pretrained, **names).leaves]
         frozen = jax.tree.unflatten(jax.tree.structure(pretrained), body)
         probe = optax.chain(optax.adam(schedule(rate)), optax.masked(optax.set_to_zero(), frozen))
         return trained(optax.adamw(schedule(rate)), trained(probe, pretrained))

@@ -119,7 +119,7 @@ def test_the_methods_start_alike_and_constrain_no_head(rows):
 
     assert 0 < distance(ftp) < distance(tuned)
     assert float(jnp.abs(ftp["head"]["kernel"]).max()) > 0.05
-    assert tpgm_jax.layout(PRETRAINED, exclude="head/.*").tensors[1].constrained is False
+    assert tpgm_jax.layout(PRETRAINED, exclude="head/.*").leaves[1].constrained is False
 
 
 def test_the_table_and_the_picture(rows, tmp_path, capsys):

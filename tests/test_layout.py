@@ -42,21 +42,21 @@ PARAMS = {name: jnp.ones(shape) for name, (shape, _, _) in LEAVES.items()}
 
 def test_rows_follow_the_names_of_flax_pytorch_and_equinox():
     table = tpgm_jax.layout(PARAMS)
-    assert {x.name: x.rows for x in table.tensors} == {x: v[1] for x, v in LEAVES.items()}
+    assert {x.name: x.rows for x in table.leaves} == {x: v[1] for x, v in LEAVES.items()}
     assert set(table.guessed) == {name for name, (_, _, guess) in LEAVES.items() if guess}
 
 
 def test_weights_of_stacked_layers_have_rows_on_the_first_axis_after_the_layers():
     (tensor,) = tpgm_jax.layout(
         {"weight": jnp.ones((2, 4, 3))}, axes={".*": Axes(layers=0)}
-    ).tensors
+    ).leaves
     assert (tensor.rows, tensor.inputs, tensor.groups) == ((1,), (2,), 2)
 
 
 def test_linear_layers_with_the_names_of_gpt2_have_outputs_first():
     # nanoGPT: `c_attn` has 9 outputs of 3 inputs, so no tensor of this model is a `Conv1D`.
     params = {"c_attn.weight": jnp.ones((9, 3)), "c_proj.weight": jnp.ones((3, 3))}
-    assert [x.rows for x in tpgm_jax.layout(params).tensors] == [(0,), (0,)]
+    assert [x.rows for x in tpgm_jax.layout(params).leaves] == [(0,), (0,)]
 
 
 def test_the_table_shows_shapes_as_arrays_do_and_names_what_is_excluded():

@@ -5,7 +5,7 @@ Its modules in reading order. Each imports only from those above it:
     names, columns      names of leaves and patterns; columns of text
     rows_by_name        row axes by Flax's conventions
     layout_text, axes   layers, rows and groups: `Axes`, `Tensor`, `Layout`
-    checks              arguments of factories
+    checks, optimizers  arguments of factories: numbers and choices; base and radius optimizer
     spec                the static `Spec` of a state, and its fingerprint
     ball                norms and the projection of one leaf
     stacks              arrays for all equal leaves together

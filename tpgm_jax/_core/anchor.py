@@ -26,6 +26,12 @@ def init_anchor(
     return copy_tree(params, spec.layout, dtype)
 
 
+def initial_anchor_leaves(fields: dict[str, Any], params: optax.Params) -> list[Any]:
+    """The constrained leaves of the anchor of a new state, stored or else `params`."""
+    spec: Spec = fields["spec"]
+    return spec.layout.constrained(fields["anchor"] if spec.anchor_source == "init" else params)
+
+
 def _check_range(leaf: Any, dtype: jax.typing.DTypeLike, name: str) -> None:
     """Raises if a finite weight is infinite in `dtype`. Traced values cannot be checked."""
     if any_number(lambda x: jnp.isfinite(x) & ~jnp.isfinite(jnp.asarray(x, dtype)), leaf):

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tpgm_jax._core.anchor import initial_anchor_leaves
 from tpgm_jax._core.ball import EPSILON, wide_dtype
 from tpgm_jax._core.names import Nothing
 from tpgm_jax._core.placement import to_device, to_memory_of
@@ -111,8 +112,7 @@ def initial_anchor_norms(fields: dict[str, Any], params: optax.Params) -> Any:
     spec: Spec = fields["spec"]
     if spec.memory == "full":
         return Nothing()
-    measured = fields["anchor"] if spec.anchor_source == "init" else params
-    return anchor_norms(spec, spec.layout.constrained(measured))
+    return anchor_norms(spec, initial_anchor_leaves(fields, params))
 
 
 def anchor_norms(spec: Spec, anchor: list[Any]) -> Any:

@@ -14,7 +14,7 @@ import optax
 from jax.core import Tracer
 
 from tpgm_jax._core import radii as _radii
-from tpgm_jax._core.anchor import check_numbers, init_anchor, resolve_anchor
+from tpgm_jax._core.anchor import check_numbers, init_anchor, initial_anchor_leaves, resolve_anchor
 from tpgm_jax._core.ball import (
     EPSILON,
     displacement,
@@ -23,9 +23,9 @@ from tpgm_jax._core.ball import (
     scaled_update,
     shrinkage,
 )
-from tpgm_jax._core.checks import check_optimizer_state
 from tpgm_jax._core.finite import finite_or_zero, select, zero_unless
 from tpgm_jax._core.names import Nothing, by_name, closest
+from tpgm_jax._core.optimizers import check_optimizer_state
 from tpgm_jax._core.spec import Options, Spec, check_fingerprint, check_same_spec, fingerprint
 from tpgm_jax._core.stacks import (
     Kind,
@@ -74,9 +74,8 @@ def initial_radii(
 def initial_unit_size(fields: dict[str, Any], params: optax.Params) -> jax.Array | Nothing:
     """The field `unit_size` of a new state, from the stored anchor or else from `params`."""
     spec: Spec = fields["spec"]
-    measured = fields["anchor"] if spec.anchor_source == "init" else params
     dtype = _radii.radii_dtype(spec.layout.constrained(params))
-    return unit_sizes(spec.layout.constrained(measured), spec, dtype)
+    return unit_sizes(initial_anchor_leaves(fields, params), spec, dtype)
 
 
 def _initial_row_norms(spec: Spec, params: optax.Params) -> Any:

@@ -14,8 +14,8 @@ import optax
 
 from tpgm_jax._core.axes import Layout
 from tpgm_jax._core.ball import wide_dtype
-from tpgm_jax._core.checks import check_optimizer_state
 from tpgm_jax._core.finite import all_finite, select, stays_finite
+from tpgm_jax._core.optimizers import check_optimizer_state
 
 # Lower bound of a radius (0 only if the tensor has not moved). At 0 the projection would lose the
 # direction of the displacement.

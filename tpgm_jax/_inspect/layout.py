@@ -13,17 +13,17 @@ class LayoutTable(NamedTuple):
     """Rows, layers and groups of each parameter, from `layout`. It prints as a table.
 
     Attributes:
-        tensors: an entry for each leaf, in the order of `jax.tree.leaves`, with its `name`,
+        leaves: an entry for each leaf, in the order of `jax.tree.leaves`, with its `name`,
             `shape`, and the axes that index its `rows`, its `layers` and its `inputs`; `groups`,
             the number of its radii; `constrained`, false if it has none.
         guessed: names of the tensors whose rows are a guess, so that `init` warns.
     """
 
-    tensors: tuple[Tensor, ...]
+    leaves: tuple[Tensor, ...]
     guessed: tuple[str, ...]
 
     def __repr__(self) -> str:
-        return layout_text(self.tensors, self.guessed)
+        return layout_text(self.leaves, self.guessed)
 
 
 def layout(

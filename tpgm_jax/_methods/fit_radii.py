@@ -12,7 +12,7 @@ import optax
 
 from tpgm_jax._core import radii as _radii
 from tpgm_jax._core.anchor import check_numbers, match_leaves
-from tpgm_jax._core.checks import radius_optimizer_or_default
+from tpgm_jax._core.optimizers import radius_optimizer_or_default
 from tpgm_jax._core.problem import Problem
 from tpgm_jax._core.spec import AxesSpec, Exclude, Norm, Options, Spec, Unit
 from tpgm_jax._core.unit import divisor, unit_sizes

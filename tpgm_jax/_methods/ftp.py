@@ -20,6 +20,7 @@ from tpgm_jax._core.anchor import empty_like, zeros_like
 from tpgm_jax._core.ball import EPSILON
 from tpgm_jax._core.finite import all_finite, select, zero_unless
 from tpgm_jax._core.names import Nothing
+from tpgm_jax._core.optimizers import init_base, radius_optimizer_or_default, with_extra_args
 from tpgm_jax._core.problem import Problem, initial_fields, initial_radii, make_problem
 from tpgm_jax._core.spec import AnchorSource, AxesSpec, Exclude, Memory, Norm, Options, Unit
 
@@ -185,8 +186,8 @@ def ftp(
         Tian et al., "Fast Trainable Projection for Robust Fine-Tuning", NeurIPS 2023,
         https://arxiv.org/abs/2310.19182
     """
-    base = checks.with_extra_args(base_optimizer, "base_optimizer")
-    radius_base = checks.radius_optimizer_or_default(radius_optimizer)
+    base = with_extra_args(base_optimizer, "base_optimizer")
+    radius_base = radius_optimizer_or_default(radius_optimizer)
     options = Options("ftp", norm, unit, exclude, axes, anchor, anchor_dtype, memory).check()
     checks.check_fraction(k, "k", schedule=True)
     checks.check_positive(initial_radius, "initial_radius")
@@ -197,7 +198,7 @@ def ftp(
         checks.number_at(k, fields["step"], "k", largest=1)
         layout = fields["spec"].layout
         return FTPState(
-            base_state=checks.init_base(base, params, "ftp"),
+            base_state=init_base(base, params, "ftp"),
             displacement=zeros_like(params, layout) if full else empty_like(params),
             anchor_norms=_displacement.initial_anchor_norms(fields, params),
             **fields,

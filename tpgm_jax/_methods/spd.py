@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from tpgm_jax._core.ball import wide_dtype
-from tpgm_jax._core.checks import check_not_negative, init_base, number_at, with_extra_args
+from tpgm_jax._core.checks import check_not_negative, number_at
 from tpgm_jax._core.finite import all_finite, zero_unless
+from tpgm_jax._core.optimizers import init_base, with_extra_args
 from tpgm_jax._core.problem import initial_fields, make_problem
 from tpgm_jax._core.spec import AnchorSource, AxesSpec, Exclude, Options
 

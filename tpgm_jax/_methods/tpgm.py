@@ -17,6 +17,7 @@ from tpgm_jax._core import checks
 from tpgm_jax._core import radii as _radii
 from tpgm_jax._core.finite import all_finite, select, zero_unless
 from tpgm_jax._core.names import Nothing
+from tpgm_jax._core.optimizers import init_base, radius_optimizer_or_default, with_extra_args
 from tpgm_jax._core.problem import initial_fields, initial_radii, make_problem
 from tpgm_jax._core.spec import AnchorSource, AxesSpec, Exclude, Norm, Options, Unit
 from tpgm_jax._methods.held_out import batch_at, check_batches, check_held_out_loss, radius_step
@@ -156,8 +157,8 @@ def tpgm(
         Tian et al., "Trainable Projected Gradient Method for Robust Fine-tuning",
         CVPR 2023, https://arxiv.org/abs/2303.10720
     """
-    base = checks.with_extra_args(base_optimizer, "base_optimizer")
-    radius_base = checks.radius_optimizer_or_default(radius_optimizer)
+    base = with_extra_args(base_optimizer, "base_optimizer")
+    radius_base = radius_optimizer_or_default(radius_optimizer)
     options = Options("tpgm", norm, unit, exclude, axes, anchor, anchor_dtype).check()
     checks.check_count(steps, "steps")
     checks.check_count(every, "every")
@@ -171,9 +172,7 @@ def tpgm(
     def init_fn(params: optax.Params) -> TPGMState:
         fields = initial_fields(options, params)
         radius_fields = initial_radii(fields, params, radius_base)
-        return TPGMState(
-            base_state=checks.init_base(base, params, "tpgm"), **fields, **radius_fields
-        )
+        return TPGMState(base_state=init_base(base, params, "tpgm"), **fields, **radius_fields)
 
     def update_fn(
         updates: optax.Updates,
