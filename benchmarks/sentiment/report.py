@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
+from benchmarks.recording import setting
 from benchmarks.sentiment.cells import RATES
 from benchmarks.sentiment.methods import DERIVED, METHODS
 from benchmarks.tables import half_interval, markdown
@@ -21,7 +22,7 @@ LABELS = {
     "ewc": "EWC",
     "spd": "SPD",
     "mars_sp": "MARS-SP",
-    "ftp": "FTP as published",
+    "ftp": "FTP",
     "ftp_anchor": "FTP, anchor's unit",
     "ftp_relative": "FTP, anchor's unit, relative step 3e-2",
     "default": "FTP, anchor's unit, step 3e-3",
@@ -35,8 +36,8 @@ LABELS = {
 
 
 def report(rows: Sequence[Row]) -> str:
-    """For each source and head: every method at every rate, and at the rate validation selects."""
-    parts = []
+    """A summary; then for each start every method at every rate, and at the selected rate."""
+    parts = [summary(rows)]
     for source, head in dict.fromkeys((row["source"], row["head"]) for row in rows):
         these = [row for row in rows if (row["source"], row["head"]) == (source, head)]
         probe = [row for row in these if row["method"] == "probe"]
@@ -47,6 +48,34 @@ def report(rows: Sequence[Row]) -> str:
         if groups:
             parts += [by_rate(groups, source), selection(groups, source)]
     return "\n\n".join(parts)
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Methods in their first setting, with a column for each start.
+
+    Source / others at the rate that validation selects of the three that all starts have, and in
+    brackets the lowest of each over these rates.
+    """
+    starts = list(dict.fromkeys((row["source"], row["head"]) for row in rows))
+    lines = []
+    for method, recipe in (METHODS | DERIVED).items():
+        group = method, setting(recipe.name, recipe.values[0])
+        cells = [label(group)]
+        for start in starts:
+            groups = grouped(x for x in rows if (x["source"], x["head"]) == start)
+            found = groups.get(group, {})
+            runs = [found[rate] for rate in sorted(RATES)[1:] if rate in found]
+            cells.append(selected_and_lowest(runs, start[0]) if runs else "")
+        lines.append(cells)
+    return markdown(["method", *(f"{source}, {head} head" for source, head in starts)], lines)
+
+
+def selected_and_lowest(by_rate: Sequence[Sequence[Row]], source: str) -> str:
+    best = max(by_rate, key=lambda runs: round(mean(runs, "validation"), 2))
+    inside = [mean(runs, source) for runs in by_rate]
+    out = [float(np.mean([outside(row, source) for row in runs])) for runs in by_rate]
+    i = by_rate.index(best)
+    return f"{inside[i]:.1f} / {out[i]:.1f} ({min(inside):.1f} / {min(out):.1f})"
 
 
 def grouped(rows: Iterable[Row]) -> dict[Group, dict[float, list[Row]]]:
