@@ -47,9 +47,7 @@ def test_rows_follow_the_names_of_flax_pytorch_and_equinox():
 
 
 def test_weights_of_stacked_layers_have_rows_on_the_first_axis_after_the_layers():
-    (tensor,) = tpgm_jax.layout(
-        {"weight": jnp.ones((2, 4, 3))}, axes={".*": Axes(layers=0)}
-    ).leaves
+    (tensor,) = tpgm_jax.layout({"weight": jnp.ones((2, 4, 3))}, axes={".*": Axes(layers=0)}).leaves
     assert (tensor.rows, tensor.inputs, tensor.groups) == ((1,), (2,), 2)
 
 

@@ -11,6 +11,9 @@ import optax
 import pytest
 
 import tpgm_jax
+from benchmarks import recording
+from benchmarks.sentiment import report
+from benchmarks.sentiment.cells import COLUMNS
 from tpgm_jax import ftp
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +55,16 @@ def test_the_table_of_the_real_model_shows_what_the_program_wrote(page):
             rf"^\| {names[method]}.* \| {re.escape(' | '.join(cells))} \|$", text, re.M
         )
     assert cell(RESULTS["probe"]["accuracy"]) in text.replace("\n", " ")
+
+
+def test_the_study_of_the_real_model_shows_the_recorded_rows():
+    page = (ROOT / "docs/sentiment.md").read_text()
+    _, tables, _ = re.split("<!-- tables -->|<!-- end of tables -->", page)
+    rows = recording.read(ROOT / "benchmarks/results/sentiment.csv", COLUMNS)
+    assert tables.strip() == report.report(rows)
+    summary = dict(re.findall(r"^\| (.*?) \| (.*) \|$", tables.partition("###")[0], re.MULTILINE))
+    for label in ("AdamW", "L2-SP weight=0.1", "TPGM", "FTP"):
+        assert f"| {summary[label]} |" in TEXT
 
 
 ROWS: dict[str, Any] = {
