@@ -33,7 +33,7 @@ def wide_dtype(leaf: jax.typing.ArrayLike) -> jnp.dtype:
 
 
 @functools.partial(jax.jit, inline=True)  # traced once for equal leaves
-def displacement(params: jax.Array, anchor: jax.Array) -> jax.Array:
+def difference(params: jax.Array, anchor: jax.Array) -> jax.Array:
     """`W - W0`, in the wide dtype.
 
     It is taken before `u` is added, because `W` is close to `W0` and their difference is then
@@ -103,5 +103,5 @@ def scaled_update(
     """
     # `u - (1 - ratio) * c` is shorter, but cancels if `u` is much larger than the radius.
     # `W0 - W`, because XLA would keep `W - W0` in memory: `c` was computed from it.
-    scaled = displacement(anchor.astype(c.dtype), params) + ratio * c
+    scaled = difference(anchor.astype(c.dtype), params) + ratio * c
     return scaled.astype(params.dtype)

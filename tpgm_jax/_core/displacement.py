@@ -52,7 +52,7 @@ def stored_displacement(
     leaves = map(to_device, problem.spec.layout.constrained(stored))
     c = [x.astype(wide_dtype(x)) for x in leaves]
     n = [x + EPSILON for x in row_norms]
-    return Previous(c, n, problem.displacements())
+    return Previous(c, n, problem.differences())
 
 
 def recover_displacement(
@@ -75,7 +75,7 @@ def recover_displacement(
         row_norms: stacks of its `N(c)`; 0 if there was none.
         floors: stacks of the smallest norms of rows.
     """
-    c, sizes, ratios = problem.displacements(), [], []
+    c, sizes, ratios = problem.differences(), [], []
     for n, r, floor in zip(row_norms, radii, floors, strict=True):
         s = jnp.minimum(n, jnp.maximum(r, floor))
         # The slope of a row that has not moved is 0, so any divisor will do.

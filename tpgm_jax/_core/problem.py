@@ -17,7 +17,7 @@ from tpgm_jax._core import radii as _radii
 from tpgm_jax._core.anchor import check_numbers, init_anchor, initial_anchor_leaves, resolve_anchor
 from tpgm_jax._core.ball import (
     EPSILON,
-    displacement,
+    difference,
     norm_of_sum,
     norm_terms,
     scaled_update,
@@ -86,7 +86,7 @@ def _initial_row_norms(spec: Spec, params: optax.Params) -> Any:
 
     def compute(w: list[jax.Array]) -> list[jax.Array]:
         problem = Problem(spec, params, params, w, w, w)
-        return problem.norms(problem.displacements())
+        return problem.norms(problem.differences())
 
     w = spec.layout.constrained(params)
     # Zeros of a sharded array have its sharding. A jitted step can only reuse the memory of donated
@@ -135,9 +135,9 @@ class Problem:
         """The divisor of the radii for their optimizer, `[G]`."""
         return divisor(state.unit_size, self.spec.layout.groups, self.radii_dtype)
 
-    def displacements(self) -> list[jax.Array]:
+    def differences(self) -> list[jax.Array]:
         """`W - W0` of each leaf, in the wide dtype."""
-        return [displacement(*leaf) for leaf in zip(self.w, self.w0, strict=True)]
+        return [difference(*leaf) for leaf in zip(self.w, self.w0, strict=True)]
 
     def norms(self, c: list[jax.Array]) -> list[jax.Array]:
         """Stacks of `N(c)`."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tpgm_jax._core.axes import Tensor
-from tpgm_jax._core.ball import displacement, norms
+from tpgm_jax._core.ball import difference, norms
 from tpgm_jax._core.displacement import floor_margin, limit_floor
 from tpgm_jax._core.placement import to_device
 from tpgm_jax._core.spec import Spec
@@ -101,7 +101,7 @@ def _program(out_sharding: Any, tensor: Tensor, norm: str, memory: str) -> Any:
     def compute(w: Any, w0: Any) -> jax.Array:
         w = jnp.asarray(to_device(w))
         w0 = jnp.zeros_like(w) if w0 is None else jnp.asarray(to_device(w0))
-        d = displacement(w, w0)
+        d = difference(w, w0)
         n = norms(d, tensor, norm)
         floors = jnp.zeros_like(n)
         if memory == "compact":

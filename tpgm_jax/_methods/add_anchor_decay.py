@@ -136,7 +136,7 @@ def add_anchor_decay(
             )
 
         # g' = g + weight * F * (W - W0)
-        pulls = p.displacements()
+        pulls = p.differences()
         if importance is not None:
             factors = [to_device(x) for x in p.spec.layout.constrained(state.importance)]
             pulls = [f.astype(wide_dtype(f)) * d for f, d in zip(factors, pulls, strict=True)]

@@ -204,7 +204,7 @@ def _measure(params: Any, w0: Any, spec: Spec) -> Any:
     """The problem, `c = W - W0` and `N(c)`."""
     w = [jnp.asarray(x) for x in spec.layout.constrained(params)]
     problem = Problem(spec, params, params, w, w, w0)
-    c = problem.displacements()
+    c = problem.differences()
     return problem, c, problem.norms(c)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tpgm_jax._core.ball import displacement, wide_dtype
+from tpgm_jax._core.ball import difference, wide_dtype
 from tpgm_jax._core.checks import check_fraction
 from tpgm_jax._core.names import Exclude, by_name, exclude_flags
 from tpgm_jax._core.problem import check_same_leaves
@@ -83,7 +83,7 @@ def interpolate(
         w, w0 = jnp.asarray(w), jnp.asarray(start[name])
         dtype = wide_dtype(w)
         a = jnp.asarray(alpha, jnp.finfo(dtype).dtype)
-        wide, wide0, d = w.astype(dtype), w0.astype(dtype), displacement(w, w0)
+        wide, wide0, d = w.astype(dtype), w0.astype(dtype), difference(w, w0)
         sums = wide0 + a * d, (1 - a) * wide0 + a * wide  # the latter if `W - W0` overflows
         between = jnp.where(jnp.isfinite(d), *sums).astype(w.dtype)
         # Use `where`: `0 * inf` is NaN, and `-0.0 + 0.0` is `0.0`.

@@ -97,7 +97,7 @@ def project_to_anchor(
         p = make_problem(options, updates, state, params, extra_args)
 
         # c = (W - W0) + u
-        c = [d + u.astype(d.dtype) for d, u in zip(p.displacements(), p.g, strict=True)]
+        c = [d + u.astype(d.dtype) for d, u in zip(p.differences(), p.g, strict=True)]
 
         # W' = W0 + min(1, radius / n) * c
         now = number_at(radius, state.step, "radius")

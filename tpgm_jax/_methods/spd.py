@@ -126,7 +126,7 @@ def spd(
         p = make_problem(options, updates, state, params, extra_args)
 
         # d = W - W0,  |d|,  <g, d>
-        d = p.displacements()
+        d = p.differences()
         g = [x.astype(wide_dtype(x)) for x in p.g]
         before, slopes = p.norms(d), p.inner_products(g, d)
 

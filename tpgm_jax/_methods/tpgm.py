@@ -193,7 +193,7 @@ def tpgm(
         # u = base(g),  c = (W - W0) + u,  N(c)
         finite = all_finite(jax.tree.leaves(updates))
         base_updates, u, base_state = p.base_step(base, finite, state.base_state, extra_args)
-        c = [d + x.astype(d.dtype) for d, x in zip(p.displacements(), u, strict=True)]
+        c = [d + x.astype(d.dtype) for d, x in zip(p.differences(), u, strict=True)]
         sizes = p.norms(c)
 
         # first update:  r = min over rows of N(c) / 2
