@@ -67,6 +67,12 @@ def test_half_and_mixed_precision_work_without_implicit_promotion(dtypes, x64):
         with jax.numpy_dtype_promotion("strict"):
             step = make_step(tx, held_out_loss=lambda params: jnp.sum(params["gain"]))
             step(params, tx.init(params), params)
+    anchor = jax.tree.map(jnp.zeros_like, params)
+    with jax.numpy_dtype_promotion("strict"):
+        tpgm_jax.interpolate(params, anchor, 0.5)
+        tpgm_jax.fit_radii(
+            lambda params, _: jnp.sum(params["gain"]), params, anchor, [None], unit="anchor"
+        )
 
 
 @pytest.mark.parametrize("number", [np.float32(-1), jnp.float32(-1), np.array(-1.0), -1])
