@@ -222,6 +222,20 @@ def test_fit_radii_takes_any_iterable_and_returns_one_loss_a_batch():
     assert fitted.radii == {"w": pytest.approx(1.0)}
 
 
+def test_a_held_out_loss_in_half_precision_is_averaged_in_float32():
+    tuned, anchor = {"w": jnp.ones((2, 2))}, {"w": jnp.zeros((2, 2))}
+    fitted = tpgm_jax.fit_radii(
+        lambda p, _: jnp.sum(p["w"]).astype(jnp.bfloat16), tuned, anchor, [None]
+    )
+    assert fitted.losses.dtype == jnp.float32
+
+
+def test_a_held_out_loss_without_a_gradient_is_refused():
+    tuned, anchor = {"w": jnp.ones((2, 2))}, {"w": jnp.zeros((2, 2))}
+    with pytest.raises(TypeError, match="return a differentiable loss"):
+        tpgm_jax.fit_radii(lambda p, _: jnp.sum(p["w"] > 0.5), tuned, anchor, [None])
+
+
 def test_fit_radii_pairs_tensors_with_anchors_by_name():
     tuned = {"a": jnp.ones((2, 2)), "b": jnp.full((2, 2), 10.0)}
     anchor = OrderedDict(b=jnp.full((2, 2), 10.0), a=jnp.zeros((2, 2)))  # leaves: b, then a

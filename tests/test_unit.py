@@ -11,6 +11,7 @@ from conftest import make_step, mostly_slow, random_tree
 
 import tpgm_jax
 from tpgm_jax import Axes, fit_radii, ftp, project_to_anchor, tpgm
+from tpgm_jax._core import radii as _radii
 from tpgm_jax._core.axes import make_layout
 from tpgm_jax._core.spec import Spec
 from tpgm_jax._core.unit import unit_sizes
@@ -143,6 +144,30 @@ def test_radii_are_the_same_for_a_model_that_is_a_hundred_times_larger(norm, met
     tolerance = 2**-8 if method == "ftp compact" else 1e-5
     for name, radius in small.items():
         assert large[name] == pytest.approx(radius, rel=tolerance), name
+
+
+def test_a_radius_optimizer_that_reads_radii_gets_them_in_units_of_the_anchor():
+    # Each step goes half of the way back to the radii that `init` got: by hand, with `U` = 8,
+    # 8 * (r / 8 + 0.5 * (r0 / 8 - r / 8)).
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        del updates
+        return 0.5 * (state - params), state
+
+    tx = optax.GradientTransformation(lambda params: params, update)
+    unit = jnp.array([8.0])
+    start = tx.init(jnp.array([6.0]) / unit)
+    step = _radii.descend(optax.with_extra_args_support(tx), unit, start, jnp.array([4.0]), unit)
+    assert step[0] == 5.0
+    # A row moves by 2, so the first radius is 1; it stays there, since `fit_radii` starts at it.
+    fitted = fit_radii(
+        lambda params, _: jnp.sum(params["w"]),
+        {"w": jnp.full((1, 4), 3.0)},
+        {"w": jnp.full((1, 4), 2.0)},
+        [None] * 3,
+        radius_optimizer=tx,
+        unit="anchor",
+    )
+    assert fitted.radii == {"w": 1.0}
 
 
 def test_infinities_in_an_anchor_count_as_zero():

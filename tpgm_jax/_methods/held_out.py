@@ -106,9 +106,15 @@ def _as_scalar(value: Any) -> jax.Array:
             "`held_out_loss` must return one number; got an array of shape "
             f"{jnp.shape(value)}. Take its mean."
         )
-    value = jnp.asarray(value)
-    floating = jnp.issubdtype(value.dtype, jnp.inexact)
-    return value.astype(wide_dtype(value) if floating else jnp.float32)
+    # A sum over a tree without leaves is the Python number 0.
+    value = jnp.asarray(float(value) if isinstance(value, int) else value)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(
+            f"`held_out_loss` returned a number of {value.dtype}, from which no radius can be "
+            "learned, because it has no gradient: return a differentiable loss, such as the cross "
+            "entropy instead of a count of errors."
+        )
+    return value.astype(wide_dtype(value))
 
 
 def check_batches(batches: Any, steps: Any) -> None:
