@@ -81,7 +81,7 @@ def test_modules_of_the_core_import_only_from_those_above_them_in_their_list():
     pairs = re.findall(r"^    (\w+)(?:, (\w+))?  ", text, re.MULTILINE)
     order = [name for pair in pairs for name in pair if name]
     assert sorted(["__init__", *order]) == sorted(path.stem for path in core.glob("*.py"))
-    imports = re.compile(r"^from (tpgm_jax\S*) import (\w+)", re.MULTILINE)
+    imports = re.compile(r"^from (tpgm_jax\S*) import \(?\s*(\w+)", re.MULTILINE)
     for i, name in enumerate(order):
         for module, first in imports.findall((core / f"{name}.py").read_text()):
             module = module if module != "tpgm_jax._core" else f"{module}.{first}"

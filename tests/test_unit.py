@@ -158,7 +158,7 @@ def test_a_radius_optimizer_that_reads_radii_gets_them_in_units_of_the_anchor():
     start = tx.init(jnp.array([6.0]) / unit)
     step = _radii.descend(optax.with_extra_args_support(tx), unit, start, jnp.array([4.0]), unit)
     assert step[0] == 5.0
-    # A row moves by 2, so the first radius is 1; it stays there, since `fit_radii` starts at it.
+    # A row moves by 2, so the first radius is 1; it stays there, because `fit_radii` starts at it.
     fitted = fit_radii(
         lambda params, _: jnp.sum(params["w"]),
         {"w": jnp.full((1, 4), 3.0)},

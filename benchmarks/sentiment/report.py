@@ -57,13 +57,13 @@ def summary(rows: Sequence[Row]) -> str:
     brackets the lowest of each over these rates.
     """
     starts = list(dict.fromkeys((row["source"], row["head"]) for row in rows))
+    groups = {x: grouped(r for r in rows if (r["source"], r["head"]) == x) for x in starts}
     lines = []
     for method, recipe in (METHODS | DERIVED).items():
         group = method, setting(recipe.name, recipe.values[0])
         cells = [label(group)]
         for start in starts:
-            groups = grouped(x for x in rows if (x["source"], x["head"]) == start)
-            found = groups.get(group, {})
+            found = groups[start].get(group, {})
             runs = [found[rate] for rate in sorted(RATES)[1:] if rate in found]
             cells.append(selected_and_lowest(runs, start[0]) if runs else "")
         lines.append(cells)
@@ -71,10 +71,9 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def selected_and_lowest(by_rate: Sequence[Sequence[Row]], source: str) -> str:
-    best = max(by_rate, key=lambda runs: round(mean(runs, "validation"), 2))
     inside = [mean(runs, source) for runs in by_rate]
     out = [float(np.mean([outside(row, source) for row in runs])) for runs in by_rate]
-    i = by_rate.index(best)
+    i = max(range(len(out)), key=lambda i: round(mean(by_rate[i], "validation"), 2))
     return f"{inside[i]:.1f} / {out[i]:.1f} ({min(inside):.1f} / {min(out):.1f})"
 
 

@@ -93,7 +93,7 @@ def _add_common(command: argparse.ArgumentParser, optimizer: str) -> None:
     running.add_argument("--save-every", type=int, default=500, help="steps")
     running.add_argument("--log-every", type=int, default=20, help="steps")
     several = command.add_argument_group("several processes")
-    several.add_argument("--distributed", action="store_true", help="read them from the cluster")
+    several.add_argument("--distributed", action="store_true", help="read these from the cluster")
     several.add_argument("--coordinator", help="else: host:port of process 0,")
     several.add_argument("--processes", type=int, help="how many there are,")
     several.add_argument("--process", type=int, help="and which of them this is")

@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     files.add_argument("--log-every", type=_count, default=10, help="steps (default 10)")
     files.add_argument("--tensorboard", help="folder for TensorBoard's files")
     several = made.add_argument_group("several processes")
-    several.add_argument("--distributed", action="store_true", help="read them from the cluster")
+    several.add_argument("--distributed", action="store_true", help="read these from the cluster")
     several.add_argument("--coordinator", help="else: host:port of process 0,")
     several.add_argument("--processes", type=_count, help="how many there are,")
     several.add_argument("--process", type=int, help="and which of them this is")
